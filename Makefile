@@ -1,0 +1,41 @@
+# `make help` lists the targets. Each one sets up .venv first, and only again when the requirements change.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+# More workers than this spend their time importing jax.
+WORKERS ?= 4
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench train-demo clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than 3.11; run make PYTHON=python3.11" >&2; exit 2; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## draw the README's prompt with the shipped weights: out/demo.png
+	$(PY) -m sample.text_to_image "a red circle above a blue square" --bundle demo --num-images 4 --seed 0 --out out/demo.png
+
+test: $(STAMP)  ## run the tests
+	$(PY) -m pytest -n auto --maxprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## style and types
+	$(PY) -m ruff check .
+	$(PY) -m pyright --pythonpath $(PY)
+
+bench: $(STAMP)  ## compile time, step time and memory of every stage
+	$(PY) -m benchmarks.stages
+
+train-demo: $(STAMP)  ## train the demo bundle from nothing, on a CPU
+	PYTHON=$(PY) bash train/launch/demo.sh
+
+clean:  ## remove .venv, caches and out/
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,35 @@
+"""What the tests of bundles share."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from unclip_jax.bundle import Part
+
+
+def weights(part: Part, seed: int) -> Part:
+    """`part` with random weights, without compiling the network's own initialisation."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        return np.asarray(rng.normal(size=leaf.shape), np.float32)
+
+    return dataclasses.replace(part, params=jax.tree.map(draw, part.abstract_params()))
+
+
+def edit(folder: Path, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_tensors(folder: Path, part: str, change) -> None:
+    path = folder / f"{part}.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    change(tensors)
+    path.unlink()
+    safetensors.numpy.save_file(tensors, path)

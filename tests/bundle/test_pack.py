@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import assert_trees_equal
+from unclip_jax import bundle as bundles
+from unclip_jax.bundle import __main__, pack
+from unclip_jax.config import to_json
+from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.errors import UserError
+
+
+@pytest.fixture
+def runs(whole, monkeypatch):
+    """What `load_params` would find: one run per part."""
+    found = {}
+    for name, part in whole.parts.items():
+        config = {"model": to_json(part.spec)} | ({"process": to_json(part.process)} if part.process else {})
+        extra = {"clip_identity": bundles.identity(whole.parts["clip"].params), "sampling": {"num_steps": 3}}
+        if part.kind == "clip":
+            extra = {"tokenizer": to_json(whole.tokenizer)}
+        if part.kind == "prior":
+            extra["stats"] = {key: np.asarray(getattr(whole.stats, key)).tolist() for key in ("mean", "std")}
+        if part.kind == "upsampler":
+            extra = {"low_res_size": part.low_res_size}
+        meta = {"kind": part.kind, "config": json.loads(json.dumps(config)), "extra": extra}
+        found[Path(name)] = (part.params, meta)
+    monkeypatch.setattr(pack, "load_params", lambda path, which: found[path])
+    return found
+
+
+def test_pack_assembles_runs(whole, runs, tmp_path, capsys):
+    command = __main__.Pack(
+        out=tmp_path / "packed",
+        clip=Path("clip"),
+        prior=Path("prior"),
+        decoder=Path("decoder"),
+        upsamplers=(Path("upsampler_0"), Path("upsampler_1")),
+        description="d",
+    )
+    __main__.pack(command)
+    assert "wrote" in capsys.readouterr().out
+    packed = bundles.load(tmp_path / "packed")
+    assert packed.name == "packed" and packed.license == "Apache-2.0"
+    assert packed.tokenizer == whole.tokenizer
+    assert_trees_equal(packed.stats, whole.stats)
+    assert packed.sampling == {"prior": {"num_steps": 3}, "decoder": {"num_steps": 3}}
+    for name, part in packed.parts.items():
+        assert part.spec == whole.parts[name].spec and part.process == whole.parts[name].process
+        assert_trees_equal(part.params, whole.parts[name].params)
+
+
+def test_pack_refuses_runs_that_do_not_belong_together(runs):
+    about = {"name": "x", "license": "", "description": ""}
+    with pytest.raises(UserError, match="decoder is a decoder run, not a prior run"):
+        pack.assemble(prior=Path("decoder"), **about)
+    with pytest.raises(UserError, match="nothing to pack"):
+        pack.assemble(**about)
+    runs[Path("prior")][1]["extra"]["tokenizer"] = to_json(Tokenizer.train(["x"] * 9, 270))
+    with pytest.raises(UserError, match="prior has another tokenizer"):
+        pack.assemble(clip=Path("clip"), prior=Path("prior"), **about)

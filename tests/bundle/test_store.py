@@ -1,0 +1,196 @@
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.bundle.helpers import edit, edit_tensors, weights
+from tests.helpers import assert_trees_equal
+from unclip_jax import bundle as bundles
+from unclip_jax.bundle import Bundle, store
+from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.errors import UserError
+
+
+def test_a_bundle_comes_back_bit_for_bit(whole, saved):
+    loaded = bundles.load(saved)
+    assert loaded.name == "tiny" and loaded.license == "Apache-2.0" and loaded.description == "a test"
+    assert loaded.sampling == whole.sampling
+    assert loaded.tokenizer == whole.tokenizer
+    assert_trees_equal(loaded.stats, whole.stats)
+    assert list(loaded.parts) == list(whole.parts)
+    for name, part in loaded.parts.items():
+        original = whole.parts[name]
+        assert dataclasses.replace(part, params={}) == dataclasses.replace(original, params={})
+        assert_trees_equal(part.params, original.params)
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(part.params))
+    assert [part.spec.image_size for part in loaded.upsamplers] == [16, 32]
+
+
+def test_the_folder_is_what_the_documentation_says(saved):
+    assert {path.relative_to(saved).as_posix() for path in saved.rglob("*") if path.is_file()} == {
+        "config.json",
+        "clip.safetensors",
+        "prior.safetensors",
+        "decoder.safetensors",
+        "upsampler_0.safetensors",
+        "upsampler_1.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+    }
+    prior = safetensors.numpy.load_file(saved / "prior.safetensors")
+    assert {"stats/mean", "stats/std", "positions", "z_i_in/kernel"} <= set(prior)
+
+
+def test_equal_bundles_have_equal_files_and_the_hash_covers_all_of_them(whole, saved, tmp_path):
+    first = bundles.load(saved).hash
+    assert bundles.save(whole, tmp_path / "again") == first
+    changed = weights(whole.parts["decoder"], 99)
+    other = dataclasses.replace(whole, parts=whole.parts | {"decoder": changed})
+    assert bundles.save(other, tmp_path / "other") != first
+
+
+def test_only_the_parts_asked_for_are_read(copy):
+    for name in ("clip", "prior", "upsampler_1"):
+        (copy / f"{name}.safetensors").unlink()
+    loaded = bundles.load(copy, parts=("decoder", "upsampler_0"))
+    assert list(loaded.parts) == ["decoder", "upsampler_0"]
+    assert loaded.stats is None
+    with pytest.raises(UserError, match=r"bundle tiny has no prior, only decoder, upsampler_0; use one"):
+        loaded.part("prior")
+    with pytest.raises(UserError, match=r"has no part decodr; did you mean 'decoder'\?"):
+        bundles.load(copy, parts=("decodr",))
+    with pytest.raises(UserError, match=r"clip\.safetensors is missing"):
+        bundles.load(copy)
+
+
+def test_a_description_can_be_read_alone(saved, whole):
+    described = bundles.load(saved, weights=False)
+    assert all(part.params == {} for part in described.parts.values())
+    assert described.parts["clip"].spec == whole.parts["clip"].spec
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_half_precision_halves_the_file_and_rounds(whole, saved, tmp_path, dtype, bound):
+    bundles.save(whole, tmp_path / dtype, dtype=dtype)
+    sizes = [(folder / "clip.safetensors").stat().st_size for folder in (tmp_path / dtype, saved)]
+    assert 0.45 < sizes[0] / sizes[1] < 0.6
+    loaded = bundles.load(tmp_path / dtype)
+    for name, part in loaded.parts.items():
+        for leaf, original in zip(
+            jax.tree.leaves(part.params), jax.tree.leaves(whole.parts[name].params), strict=True
+        ):
+            assert leaf.dtype == jnp.float32
+            np.testing.assert_allclose(leaf, original, rtol=bound, atol=1e-6)
+    assert_trees_equal(loaded.stats, whole.stats)
+    kept = bundles.load(tmp_path / dtype, parts=("clip",), dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept.parts["clip"].params)} == {jnp.dtype(dtype)}
+
+
+def test_weights_that_do_not_fit_in_float16_or_are_not_finite(whole, tmp_path):
+    for value, message in ((1e6, "does not fit in float16; store it as bfloat16"), (np.nan, "is not finite")):
+        clip = whole.parts["clip"]
+        broken = dataclasses.replace(
+            clip, params=clip.params | {"logit_scale": np.asarray(value, np.float32)}
+        )
+        bundle = dataclasses.replace(whole, parts=whole.parts | {"clip": broken})
+        with pytest.raises(UserError, match=f"clip: tensor logit_scale {message}"):
+            bundles.save(bundle, tmp_path / "x", dtype="float16")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("prior", lambda tensors: tensors.pop("positions"), "tensor positions is missing;"),
+        ("decoder", lambda tensors: tensors.update(extra=np.zeros(1)), "tensor extra is unexpected;"),
+        (
+            "clip",
+            lambda tensors: tensors.update(class_token=np.zeros((2, 4))),
+            r"tensor class_token has shape \[2, 4\], not \[8\];",
+        ),
+        ("prior", lambda tensors: tensors.pop("stats/std"), "tensor stats/std is missing;"),
+        ("prior", lambda tensors: tensors.update({"stats/mean": np.zeros(5)}), r"stats/mean has shape \[5\]"),
+    ],
+)
+def test_tensors_must_be_those_of_the_spec(copy, part, change, message):
+    edit_tensors(copy, part, change)
+    with pytest.raises(UserError, match=rf"{part}\.safetensors: .*{message}"):
+        bundles.load(copy)
+
+
+def test_damaged_files(copy):
+    path = copy / "clip.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"clip\.safetensors is damaged"):
+        bundles.load(copy)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+        bundles.load(copy)
+
+
+def test_config_errors_name_the_field(copy):
+    edit(copy, lambda config: config["parts"]["prior"]["spec"].update(widht=1))
+    with pytest.raises(UserError, match=r"parts\.prior\.spec\.widht: unknown field; did you mean 'width'\?"):
+        bundles.load(copy)
+    edit(copy, lambda config: config.update(format=2))
+    with pytest.raises(UserError, match=r"format 2, this version reads 1; upgrade"):
+        bundles.load(copy)
+
+
+def test_another_tokenizer_is_refused(copy):
+    Tokenizer.train(["something else entirely"] * 9, 270).save(copy / "tokenizer")
+    with pytest.raises(UserError, match=r"is not the tokenizer of config\.json"):
+        bundles.load(copy)
+
+
+def test_a_clip_without_an_identity_gets_that_of_its_weights(whole, tmp_path):
+    clip = dataclasses.replace(whole.parts["clip"], clip_identity=None)
+    alone = Bundle(name="clip", parts={"clip": clip}, tokenizer=whole.tokenizer)
+    bundles.save(alone, tmp_path / "clip", dtype="float16")
+    expected = bundles.identity(clip.params)
+    assert bundles.load(tmp_path / "clip").parts["clip"].clip_identity == expected
+    assert bundles.identity(weights(clip, 42).params) != expected
+
+
+def test_a_folder_is_not_overwritten_by_accident(whole, copy, tmp_path):
+    with pytest.raises(UserError, match="already exists; choose another folder, or overwrite"):
+        bundles.save(whole, copy)
+    (copy / "upsampler_9.safetensors").write_text("stale")
+    bundles.save(whole, copy, overwrite=True)
+    assert not (copy / "upsampler_9.safetensors").exists()
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="is not a bundle, so it is not overwritten"):
+        bundles.save(whole, tmp_path / "photos", overwrite=True)
+
+
+def test_a_full_disk_leaves_nothing_behind(whole, copy, monkeypatch):
+    before = bundles.load(copy).hash
+    written = []
+
+    def full_after_two(path: Path, data: bytes) -> None:
+        if len(written) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        written.append(path)
+        with path.open("wb") as file:
+            file.write(data)
+
+    monkeypatch.setattr(Path, "write_bytes", full_after_two)
+    with pytest.raises(OSError, match="No space left"):
+        bundles.save(whole, copy, overwrite=True)
+    assert len(written) == 2
+    assert list(copy.parent.iterdir()) == [copy]
+    assert bundles.load(copy).hash == before
+
+
+def test_names(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHIPPED", saved.parent)
+    assert bundles.find("tiny") == saved
+    assert bundles.find(str(saved)) == saved
+    with pytest.raises(UserError, match=r"no bundle demoo; give a bundle's folder or a name \(.* tiny\)"):
+        bundles.load("demoo")
+    with pytest.raises(UserError, match=r"is not a bundle, it has no config\.json"):
+        bundles.load(tmp_path)

@@ -1,0 +1,210 @@
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from unclip_jax.data import shapes
+from unclip_jax.data.shapes import Object, ObjectQuery, Query, Scene
+from unclip_jax.errors import UserError
+
+
+def _examples(split: shapes.Split, count: int) -> list[tuple[Scene, str]]:
+    return [shapes.example(split, index) for index in range(count)]
+
+
+def _pairs(scene: Scene) -> list[tuple[str, str]]:
+    return [(entry.colour, entry.shape) for entry in scene.objects]
+
+
+def _red_above_blue() -> Scene:
+    first = Object(shape="circle", colour="red", size="small", texture="plain", x=0.5, y=0.3, radius=0.18)
+    second = Object(shape="square", colour="blue", size="large", texture="striped", x=0.5, y=0.7, radius=0.18)
+    return Scene(objects=(first, second), background="white", relation="above")
+
+
+def test_example_depends_on_split_and_index_only():
+    assert shapes.example("train", 7) == shapes.example("train", 7)
+    firsts = [shapes.example(split, index)[0] for split in shapes.SPLITS for index in range(50)]
+    assert len(set(firsts)) == len(firsts)
+
+
+def test_examples_are_the_same_for_ever():
+    # Trained weights and published scores refer to these very scenes.
+    scene, caption = shapes.example("train", 7)
+    assert caption == "a picture of a dotted red square on a black background"
+    assert scene == Scene(
+        objects=(
+            Object(
+                shape="square",
+                colour="red",
+                size="large",
+                texture="dotted",
+                x=0.49624,
+                y=0.55456,
+                radius=0.35793,
+            ),
+        ),
+        background="black",
+        relation=None,
+    )
+
+
+def test_held_out_pairs_leave_every_word_common():
+    assert len(shapes.HELD_OUT) == 6
+    colours = Counter(colour for colour, _ in shapes.HELD_OUT)
+    assert max(colours.values()) == 1
+    assert {shape for _, shape in shapes.HELD_OUT} == set(shapes.SHAPES)
+    seen = [pair for scene, _ in _examples("train", 2000) for pair in _pairs(scene)]
+    for words, column in ((shapes.COLOURS, 0), (shapes.SHAPES, 1)):
+        counts = Counter(pair[column] for pair in seen)
+        for word in words:
+            assert counts[word] > 0.6 * len(seen) / len(words), word
+
+
+@pytest.mark.parametrize("split", ["train", "test_seen"])
+def test_seen_splits_never_show_a_held_out_pair(split):
+    for scene, _ in _examples(split, 1500):
+        assert not shapes.HELD_OUT & set(_pairs(scene))
+
+
+def test_unseen_scenes_always_show_a_held_out_pair():
+    scenes = [scene for scene, _ in _examples("test_unseen", 600)]
+    assert all(shapes.HELD_OUT & set(_pairs(scene)) for scene in scenes)
+    held_out = [[pair in shapes.HELD_OUT for pair in _pairs(scene)] for scene in scenes if scene.relation]
+    assert {(True, False), (False, True), (True, True)} == {tuple(row) for row in held_out}
+
+
+def test_scenes_lie_in_the_image_apart_and_in_relation():
+    scenes = [scene for scene, _ in _examples("train", 1500)]
+    alone = [scene for scene in scenes if scene.relation is None]
+    assert 0.36 < len(alone) / len(scenes) < 0.44
+    for scene in scenes:
+        assert len(scene.objects) == (1 if scene.relation is None else 2)
+        assert len(set(_pairs(scene))) == len(scene.objects)
+        for entry in scene.objects:
+            assert entry.radius < min(entry.x, entry.y) and entry.radius < 1 - max(entry.x, entry.y)
+            across = 2 * 32 * entry.radius
+            low, high = {
+                ("small", False): (13, 15.5),
+                ("large", False): (20, 23.5),
+                ("small", True): (11, 12.2),
+                ("large", True): (13.8, 15),
+            }[entry.size, scene.relation is not None]
+            assert low <= across <= high
+        if scene.relation is not None:
+            first, second = scene.objects
+            right, down = first.x - second.x, first.y - second.y
+            along = {"left of": -right, "right of": right, "above": -down, "below": down}[scene.relation]
+            assert along > first.radius + second.radius + 0.03
+            assert min(abs(right), abs(down)) <= 0.121
+    assert {scene.relation for scene in scenes} == {None, *shapes.RELATIONS}
+    assert {scene.background for scene in scenes} == set(shapes.BACKGROUNDS)
+
+
+@pytest.mark.parametrize("split", shapes.SPLITS)
+def test_captions_parse_back_to_what_they_mention(split):
+    for scene, caption in _examples(split, 1200):
+        query = shapes.parse(caption)
+        assert query.relation == scene.relation
+        assert query.background in (None, scene.background)
+        assert ("background" in caption) == (query.background is not None)
+        assert [(wanted.colour, wanted.shape) for wanted in query.objects] == _pairs(scene)
+        for wanted, entry in zip(query.objects, scene.objects, strict=True):
+            assert wanted.size in (None, entry.size)
+            assert wanted.texture in (None, entry.texture)
+        words = re.findall(r"small|large|plain|striped|dotted", caption)
+        assert len(words) == sum((w.size is not None) + (w.texture is not None) for w in query.objects)
+
+
+def test_captions_mention_the_optional_attributes_about_half_the_time():
+    pairs = [(scene, shapes.parse(caption)) for scene, caption in _examples("train", 2000)]
+    entries = [both for scene, query in pairs for both in zip(scene.objects, query.objects, strict=True)]
+    assert 0.46 < np.mean([query.background is not None for _, query in pairs]) < 0.54
+    assert 0.46 < np.mean([wanted.size is not None for _, wanted in entries]) < 0.54
+    textured = [wanted for entry, wanted in entries if entry.texture != "plain"]
+    plain = [wanted for entry, wanted in entries if entry.texture == "plain"]
+    assert 0.46 < np.mean([wanted.texture is not None for wanted in textured]) < 0.54
+    assert 0.2 < np.mean([wanted.texture is not None for wanted in plain]) < 0.3
+
+
+def test_captions_read_as_english():
+    captions = [caption for _, caption in _examples("train", 3000)]
+    assert all(re.fullmatch(r"[a-z ]+", caption) for caption in captions)
+    assert not [caption for caption in captions if re.search(r"\ba [aeiou]|\ban [^aeiou]|  ", caption)]
+    words = {*shapes.SIZES, *shapes.TEXTURES, *shapes.COLOURS, *shapes.SHAPES, *shapes.BACKGROUNDS}
+    skeletons = Counter(
+        " ".join(word for word in caption.split() if word not in words and word not in ("a", "an"))
+        for caption in captions
+        if "background" not in caption
+    )
+    alone = [skeleton for skeleton in skeletons if not re.search("|".join(shapes.RELATIONS), skeleton)]
+    above = [skeleton for skeleton in skeletons if "above" in skeleton]
+    assert len(alone) == 5 and len(above) == 5
+
+
+def test_captions_of_one_scene_include_the_plainest_form():
+    rng = np.random.default_rng(0)
+    captions = Counter(shapes.caption(_red_above_blue(), rng) for _ in range(2000))
+    assert captions["a red circle above a blue square"] > 0
+    assert captions["above a blue square there is a red circle"] > 0
+    assert captions["a blue square with a red circle above it"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A pink ring", Query(objects=(ObjectQuery(shape="ring", colour="pink"),))),
+        (
+            "draw me a large dotted orange star, please, on a grey background",
+            Query(
+                objects=(ObjectQuery(shape="star", colour="orange", size="large", texture="dotted"),),
+                background="grey",
+            ),
+        ),
+        (
+            "to the left of a small red cross there is a striped blue circle",
+            Query(
+                objects=(
+                    ObjectQuery(shape="circle", colour="blue", texture="striped"),
+                    ObjectQuery(shape="cross", colour="red", size="small"),
+                ),
+                relation="left of",
+            ),
+        ),
+        (
+            "a green square with a cyan triangle below it on a black background",
+            Query(
+                objects=(
+                    ObjectQuery(shape="triangle", colour="cyan"),
+                    ObjectQuery(shape="square", colour="green"),
+                ),
+                relation="below",
+                background="black",
+            ),
+        ),
+    ],
+)
+def test_parse_reads_free_captions(text, expected):
+    assert shapes.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a dog",
+        "a red circle and a blue square",
+        "a red circle above",
+        "a red circle above it above a pink ring",
+    ],
+)
+def test_parse_refuses_what_it_cannot_read(text):
+    with pytest.raises(UserError, match="cannot read the caption"):
+        shapes.parse(text)
+
+
+def test_json_round_trip():
+    for scene, _ in _examples("train", 50):
+        assert Scene.from_json(scene.to_json()) == scene
+        assert Scene.from_json(scene.to_json().encode()) == scene

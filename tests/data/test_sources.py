@@ -1,0 +1,82 @@
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unclip_jax.data.sources import Source, open_source
+from unclip_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("data")
+    return lambda split: open_source(
+        "captioned_shapes", split, data_dir, resolution=32, num_train=6, num_test=2
+    )
+
+
+def test_captioned_shapes_by_name(shapes):
+    train, test = shapes("train"), shapes("test_seen")
+    assert isinstance(train, Source)
+    assert len(train) == 6 and len(test) == 2 and len(shapes("train[:4]")) == 4
+    record = train[5]
+    assert record.image.shape == (32, 32, 3) and record.image.dtype == np.uint8
+    assert record.image.std() > 0
+    assert isinstance(record.caption, str) and record.caption
+    assert record.name.startswith("train/") and test[0].name.startswith("test_seen/")
+    assert len({train[i].name for i in range(6)}) == 6
+
+
+def test_captioned_shapes_can_be_pickled(shapes):
+    train = shapes("train")
+    again = pickle.loads(pickle.dumps(train))
+    assert len(again) == 6 and again[3].caption == train[3].caption
+    np.testing.assert_array_equal(again[3].image, train[3].image)
+
+
+def test_captioned_shapes_without_that_split(shapes):
+    with pytest.raises(UserError, match="no split 'valid'; use one of .*train"):
+        shapes("valid")
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def write(name):
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(file)
+        file.with_suffix(".txt").write_text("a photo")
+        return tmp_path / "photos"
+
+    return write
+
+
+def test_a_folder_is_all_train(write, tmp_path):
+    folder = write("a.png")
+    source = open_source(str(folder), "train", tmp_path)
+    assert isinstance(source, Source)
+    assert len(source) == 1 and source[0].caption == "a photo"
+    with pytest.raises(UserError, match="has no split 'test'; put its images into the folder"):
+        open_source(folder, "test", tmp_path)
+
+
+def test_subfolders_are_splits_and_do_not_mix(write, tmp_path):
+    folder = write("test/b.png")
+    with pytest.raises(UserError, match="has no split 'train'"):
+        open_source(folder, "train", tmp_path)
+    write("train/a.png")
+    assert [open_source(folder, split, tmp_path)[0].name for split in ("train", "test")] == ["a.png", "b.png"]
+
+
+def test_options_reach_the_folder(write, tmp_path):
+    folder = write("a.png")
+    (folder / "a.txt").unlink()
+    assert open_source(folder, "train", tmp_path, captions=False)[0].caption == ""
+
+
+def test_an_unknown_name_says_what_is_possible(tmp_path):
+    with pytest.raises(UserError, match="no dataset 'coco'; give captioned_shapes or a folder"):
+        open_source("coco", "train", tmp_path)

@@ -1,0 +1,209 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.diffusion.linear_gaussian import COVARIANCE, MEAN, optimal_model
+from tests.helpers import count_traces
+from unclip_jax.diffusion import DDIM, DDPM, Guidance, KeyNoise, ProcessSpec, TapeNoise, Threshold, sample
+
+NO_THRESHOLD = Threshold(kind="none")
+SAMPLERS = [DDPM(steps=6), DDIM(steps=6), DDIM(steps=6, eta=0.5)]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    shift: jax.Array
+
+    def null(self):
+        return Shift(jnp.zeros_like(self.shift))
+
+
+def key_noise(seed=0, indices=range(4)):
+    return KeyNoise(key=jax.random.key(seed), indices=jnp.array(list(indices)))
+
+
+def squash(x_t, t, cond):
+    """Any network will do: it depends on everything it is given."""
+    return jnp.tanh(x_t + cond["shift"] + t[:, None, None, None] / 1000)
+
+
+def run_jitted(process, model_fn, sampler, shape, **settings):
+    @jax.jit
+    def run(noise, cond):
+        return sample(process, model_fn, cond, sampler, noise, shape=shape, **settings)
+
+    return run
+
+
+def test_draws_from_the_data_distribution():
+    process = ProcessSpec(prediction="v").build()
+    run = run_jitted(process, optimal_model(process), DDPM(steps=100), (4096, 3), threshold=NO_THRESHOLD)
+    x_0 = np.asarray(run(key_noise(indices=range(4096)), None))
+    np.testing.assert_allclose(x_0.mean(0), MEAN, atol=0.05)
+    np.testing.assert_allclose(np.cov(x_0.T), COVARIANCE, atol=0.06)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_example_does_not_depend_on_its_batch(sampler):
+    process = ProcessSpec(prediction="eps").build()
+    shift = jnp.linspace(-1, 1, 6).reshape(6, 1, 1, 1)
+
+    def run(rows):
+        noise = key_noise(indices=rows)
+        shape = (len(rows), 4, 4, 3)
+        return run_jitted(process, squash, sampler, shape)(noise, {"shift": shift[jnp.array(rows)]})
+
+    together = run([0, 1, 2, 3, 4, 5])
+    apart = jnp.concatenate([run([0, 1]), run([2, 3, 4, 5])])
+    np.testing.assert_allclose(together, apart, atol=1e-6)
+    assert abs(together[0] - together[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_tape_replays_a_key_bit_for_bit(sampler, tmp_path):
+    process, shape, cond = ProcessSpec(prediction="eps").build(), (4, 4, 4, 3), {"shift": 0.1}
+    run = run_jitted(process, squash, sampler, shape)
+    tape = TapeNoise.record(key_noise(), shape, sampler.steps)
+    tape.save(tmp_path / "tape.npz")
+    expected = run(key_noise(), cond)
+    np.testing.assert_array_equal(run(tape, cond), expected)
+    np.testing.assert_array_equal(run(TapeNoise.load(tmp_path / "tape.npz"), cond), expected)
+    assert (run(key_noise(seed=1), cond) != expected).any()
+
+
+def test_compiles_once_and_traces_the_model_once():
+    process = ProcessSpec().build()
+    model_fn, traces = count_traces(squash)
+    run = run_jitted(process, model_fn, DDPM(steps=7), (4, 2, 2, 1))
+    first, second = run(key_noise(0), {"shift": 0.0}), run(key_noise(1), {"shift": 1.0})
+    assert (first != second).any()
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 25])
+def test_the_model_sees_training_steps_as_int32_and_float32_images(num_steps):
+    process = ProcessSpec(prediction="x0").build()
+
+    def model_fn(x_t, t, cond):
+        assert t.dtype == jnp.int32 and t.shape == (2,) and x_t.dtype == jnp.float32
+        assert cond == ("anything", [None])
+        return jnp.broadcast_to(t[:, None].astype(jnp.float32), x_t.shape)
+
+    x_0, seen = sample(
+        process,
+        model_fn,
+        ("anything", [None]),
+        DDIM(steps=num_steps),
+        key_noise(indices=[0, 1]),
+        shape=(2, 3),
+        x_T=jnp.ones((2, 3), jnp.bfloat16),
+        threshold=NO_THRESHOLD,
+        trajectory=True,
+    )
+    expected = np.round(np.linspace(999, 0, num_steps))
+    np.testing.assert_array_equal(seen.x_0[:, 1, 2], expected)
+    np.testing.assert_array_equal(x_0, np.full((2, 3), expected[-1]))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_arithmetic_is_float32_under_a_bfloat16_model(sampler):
+    process = ProcessSpec(prediction="eps", variance="learned_range").build()
+
+    def half(x_t, t, cond):
+        return jnp.concatenate([squash(x_t, t, cond), x_t], axis=-1).astype(jnp.bfloat16)
+
+    def widened(x_t, t, cond):
+        return half(x_t, t, cond).astype(jnp.float32)
+
+    outputs = [
+        run_jitted(process, model_fn, sampler, (4, 4, 4, 3))(key_noise(), {"shift": 0.0})
+        for model_fn in (half, widened)
+    ]
+    assert outputs[0].dtype == jnp.float32
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_trajectory_starts_at_x_T_and_ends_at_x_0():
+    process = ProcessSpec(prediction="v").build()
+    run = functools.partial(run_jitted, process, squash, DDPM(steps=5), (4, 2, 2, 1))
+    x_0, seen = run(trajectory=True)(key_noise(), {"shift": 0.2})
+    assert seen.x_t.shape == seen.x_0.shape == (5, 4, 2, 2, 1)
+    np.testing.assert_array_equal(seen.x_t[0], key_noise().initial((4, 2, 2, 1)))
+    np.testing.assert_array_equal(seen.x_0[-1], x_0)
+    np.testing.assert_array_equal(run()(key_noise(), {"shift": 0.2}), x_0)
+
+
+def test_a_given_x_T_replaces_the_noise_sources():
+    process = ProcessSpec(prediction="x0").build()
+    x_T = jnp.full((4, 2, 2, 1), 0.7)
+    _, seen = sample(
+        process, squash, {"shift": 0.0}, DDIM(steps=2), key_noise(), shape=x_T.shape, x_T=x_T, trajectory=True
+    )
+    np.testing.assert_array_equal(seen.x_t[0], x_T)
+
+
+def test_threshold_applies_at_every_step():
+    process = ProcessSpec(prediction="x0").build()
+
+    def loud(x_t, t, cond):
+        return 3 * jnp.sign(x_t)
+
+    run = functools.partial(run_jitted, process, loud, DDPM(steps=4), (4, 3))
+    for threshold, largest in (
+        (None, 1),
+        (Threshold(limit=2.0), 2),
+        (NO_THRESHOLD, 3),
+        (Threshold(kind="dynamic"), 1),
+    ):
+        settings = {} if threshold is None else {"threshold": threshold}
+        _, seen = run(trajectory=True, **settings)(key_noise(), None)
+        np.testing.assert_allclose(abs(seen.x_0), largest, rtol=1e-6)
+
+
+def test_guidance_moves_samples_and_works_inside_the_loop():
+    process = ProcessSpec(prediction="x0").build()
+
+    def mean_model(x_t, t, cond):
+        return jnp.broadcast_to(cond.shift, x_t.shape)
+
+    guided = Guidance(scale=3.0).wrap(process, mean_model)
+    run = run_jitted(process, guided, DDIM(steps=3), (4, 2), threshold=NO_THRESHOLD)
+    np.testing.assert_allclose(run(key_noise(), Shift(jnp.full((4, 1), 0.5))), 1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "noise", "settings", "message"),
+    [
+        (DDPM(steps=11), key_noise(), {}, "steps must be at most the schedule's 10"),
+        (DDPM(steps=2), key_noise(indices=[0]), {}, "one index per example"),
+        (
+            DDPM(steps=2),
+            TapeNoise(x_T=jnp.ones((4, 3)), steps=jnp.ones((3, 4, 3))),
+            {},
+            "tape's steps have shape",
+        ),
+        (
+            DDIM(steps=2),
+            TapeNoise(x_T=jnp.ones((4, 2)), steps=jnp.ones((2, 4, 2))),
+            {},
+            "tape's x_T has shape",
+        ),
+        (DDIM(steps=2), key_noise(), {"x_T": jnp.ones((4, 5))}, "x_T has shape"),
+    ],
+)
+def test_refuses_what_does_not_fit(sampler, noise, settings, message):
+    process = ProcessSpec(num_steps=10).build()
+    with pytest.raises(ValueError, match=message):
+        sample(process, squash, None, sampler, noise, shape=(4, 3), **settings)
+
+
+def test_a_deterministic_sampler_needs_only_the_tapes_x_T():
+    process = ProcessSpec(num_steps=10, prediction="x0").build()
+    tape = TapeNoise(x_T=jnp.ones((2, 3)), steps=jnp.zeros((0, 2, 3)))
+    result = sample(process, lambda x_t, t, cond: x_t / 2, None, DDIM(steps=3), tape, shape=(2, 3))
+    assert np.isfinite(result).all()

@@ -1,0 +1,180 @@
+"""The rules of the house: which part may import which, no forbidden packages, no endless files."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAX_LINES = 400
+
+LEAVES = (
+    "unclip_jax.errors",
+    "unclip_jax.config",
+    "unclip_jax.typing",
+    "unclip_jax.files",
+    "unclip_jax.images",
+)
+SYSTEM = (
+    *LEAVES,
+    "unclip_jax.diffusion",
+    "unclip_jax.models",
+    "unclip_jax.data",
+    "unclip_jax.bundle",
+)
+# What a module may import of ours, by prefix; the longest prefix wins. Its own subpackage is always allowed.
+ALLOWED = {
+    "unclip_jax": (),
+    "unclip_jax.errors": (),
+    "unclip_jax.typing": (),
+    "unclip_jax.files": (),
+    "unclip_jax.config": ("unclip_jax.errors",),
+    "unclip_jax.images": ("unclip_jax.errors", "unclip_jax.files"),
+    "unclip_jax.compilation_cache": ("unclip_jax.errors",),
+    "unclip_jax.diffusion": (),
+    "unclip_jax.nn": ("unclip_jax.typing",),
+    "unclip_jax.models": ("unclip_jax.nn", "unclip_jax.typing", "unclip_jax.config", "unclip_jax.errors"),
+    "unclip_jax.parallel": ("unclip_jax.typing", "unclip_jax.errors", "unclip_jax.config"),
+    "unclip_jax.data": LEAVES,
+    "unclip_jax.training": (
+        *LEAVES,
+        "unclip_jax.diffusion",
+        "unclip_jax.nn",
+        "unclip_jax.models",
+        "unclip_jax.data",
+        "unclip_jax.parallel",
+        "unclip_jax.bundle",
+    ),
+    "unclip_jax.bundle": (
+        *LEAVES,
+        "unclip_jax.diffusion",
+        "unclip_jax.models",
+        "unclip_jax.data",
+        "unclip_jax.training.checkpoint",
+    ),
+    "unclip_jax.cascade": SYSTEM,
+    "unclip_jax.editing": (*SYSTEM, "unclip_jax.cascade"),
+    "unclip_jax.eval": ("unclip_jax",),
+    "unclip_jax.convert": SYSTEM,
+    "train": ("unclip_jax",),
+    "sample": ("unclip_jax",),
+    "benchmarks": ("unclip_jax", "train", "sample"),
+}
+# Of data only these two run on the device.
+JAX_IN_DATA = {"unclip_jax.data.degrade", "unclip_jax.data.resize"}
+FORBIDDEN = ("torch", "torchvision", "tensorflow")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_under(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(f"{prefix}.")
+
+
+OURS = ("unclip_jax", "train", "sample", "benchmarks")
+SOURCES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
+MODULES = {module_name(path): path for path in SOURCES}
+PACKAGES = {module_name(path) for path in SOURCES if path.name == "__init__.py"}
+
+
+def imports(module: str, source: str) -> set[str]:
+    """Every module that `source` imports, wherever the import stands; names of modules in full."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".") if module in PACKAGES else module.split(".")[:-1]
+                base = ".".join([*package[: len(package) - node.level + 1], base]).rstrip(".")
+            for alias in node.names:
+                submodule = f"{base}.{alias.name}"
+                found.add(submodule if submodule in MODULES else base)
+    return found
+
+
+def rule_for(module: str) -> str | None:
+    return max((prefix for prefix in ALLOWED if is_under(module, prefix)), key=len, default=None)
+
+
+def violations(module: str, source: str) -> list[str]:
+    rule = rule_for(module)
+    if rule is None or (rule == "unclip_jax" and module != "unclip_jax"):
+        return [f"{module} has no rule; say in ALLOWED what it may import"]
+    problems = []
+    for name in sorted(imports(module, source)):
+        if is_under(name, rule) and rule != "unclip_jax":
+            continue
+        if name.split(".")[0] in OURS and not any(is_under(name, prefix) for prefix in ALLOWED[rule]):
+            problems.append(f"{module} imports {name}")
+        if name.split(".")[0] in FORBIDDEN:
+            problems.append(f"{module} imports {name}")
+        if name.split(".")[0] == "jax" and is_under(module, "unclip_jax.data") and module not in JAX_IN_DATA:
+            problems.append(f"{module} imports {name}")
+    return problems
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_one_way(module):
+    assert violations(module, MODULES[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("unclip_jax.diffusion.x", "from unclip_jax.errors import UserError"),
+        ("unclip_jax.models.x", "import unclip_jax.diffusion.gaussian"),
+        ("unclip_jax.models.x", "def f():\n    from unclip_jax.diffusion import gaussian"),
+        ("unclip_jax.models.x", "from ..diffusion.gaussian import Process"),
+        ("unclip_jax.models.x", "from .. import diffusion"),
+        ("unclip_jax.nn.x", "from unclip_jax.models.clip import CLIP"),
+        ("unclip_jax.data.x", "from unclip_jax.training.state import State"),
+        ("unclip_jax.data.x", "import jax.numpy as jnp"),
+        ("unclip_jax.parallel.x", "from unclip_jax.models.unet import UNet"),
+        ("unclip_jax.training.x", "from train.recipes import decoder"),
+        ("unclip_jax.eval.x", "from sample.cli import main"),
+        ("unclip_jax.convert.x", "def f():\n    import torch"),
+        ("unclip_jax.data.x", "import tensorflow as tf"),
+        ("sample.x", "from train.decoder import main"),
+        ("train.x", "import sample.text_to_image"),
+        ("unclip_jax.unheard_of", ""),
+    ],
+)
+def test_the_rules_find_what_they_forbid(module, source):
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("unclip_jax.models.x", "import unclip_jax.nn.norms\nfrom unclip_jax.models import base"),
+        ("unclip_jax.data.resize", "import jax"),
+        ("unclip_jax.diffusion.samplers.x", "from unclip_jax.diffusion.schedule import Schedule"),
+        ("sample.x", "from sample.cli import main\nfrom unclip_jax.cascade import cascade"),
+    ],
+)
+def test_the_rules_allow_what_they_should(module, source):
+    assert violations(module, source) == []
+
+
+def test_no_file_grows_past_one_sitting():
+    files = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+    long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert {name: lines for name, lines in long.items() if lines > MAX_LINES} == {}
+
+
+def test_commands_in_the_documents_exist():
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Makefile"]
+    text = "\n".join(path.read_text() for path in documents)
+    commands = re.findall(r"(?:python3?|\$\(PY\)) -m ((?:unclip_jax|train|sample|benchmarks)[\w.]*)", text)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    made = re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", text, re.MULTILINE)
+    assert commands
+    missing = {name for name in commands if name not in MODULES and f"{name}.__main__" not in MODULES}
+    missing |= {f"make {name}" for pair in made for name in pair if name and name not in targets}
+    assert missing == set()

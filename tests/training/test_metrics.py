@@ -1,0 +1,121 @@
+import json
+import math
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unclip_jax.training.config import RunConfig
+from unclip_jax.training.metrics import FILE, Delayed, MetricLogger
+
+
+def make_logger(tmp_path, *, start_step=0, window=None, quiet=False, **run):
+    run = RunConfig(**{"workdir": str(tmp_path), "steps": 10, "log_every": 3, "tensorboard": False, **run})
+    return MetricLogger(run, start_step=start_step, batch_size=4, window=window or {}, quiet=quiet)
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+
+
+def feed(logger, first, last):
+    for step in range(first, last + 1):
+        logger.add(step, {"accuracy": float("nan"), "loss": float(step)})
+    logger.close()
+
+
+def test_a_line_averages_its_steps(tmp_path, capsys):
+    feed(make_logger(tmp_path), 1, 10)
+    got = lines(tmp_path)
+    assert [(line["step"], line["loss"]) for line in got] == [(3, 2.0), (6, 5.0), (9, 8.0), (10, 10.0)]
+    assert all(line["accuracy"] is None and line["images_per_second"] > 0 for line in got)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 4
+    assert printed[1].startswith("step 6/10 (60%)  loss 5  ") and printed[1].endswith(" left")
+
+
+def test_values_that_are_not_finite_are_left_out(tmp_path):
+    logger = make_logger(tmp_path)
+    for step, value in enumerate([1.0, math.nan, 3.0], 1):
+        logger.add(step, {"loss": value})
+    logger.close()
+    assert lines(tmp_path)[0]["loss"] == 2.0
+
+
+def test_resumed_file_equals_the_unbroken_one(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    feed(make_logger(whole), 1, 10)
+
+    # Saved at step 4, went on to step 7, was killed while writing.
+    logger = make_logger(broken)
+    feed(logger, 1, 4)
+    window = json.loads(json.dumps(logger.window))
+    feed(make_logger(broken, start_step=4, window=window), 5, 7)
+    with open(broken / FILE, "a") as file:
+        file.write('{"step": 9, "lo')
+    feed(make_logger(broken, start_step=4, window=window), 5, 10)
+
+    def without_rate(path):
+        return [
+            {name: value for name, value in line.items() if name != "images_per_second"}
+            for line in lines(path)
+        ]
+
+    assert without_rate(broken) == without_rate(whole)
+
+
+def test_one_line_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    logger = make_logger(tmp_path)
+    for step in range(1, 11):
+        logger.add(step, {"loss": 1.0})
+    logger.close()
+    out = capsys.readouterr().out
+    assert out.count("\r") == 4 and out.count("\n") == 1 and out.endswith("\n")
+
+
+def test_quiet_processes_write_nothing(tmp_path, capsys):
+    logger = make_logger(tmp_path, quiet=True)
+    logger.say("hello")
+    feed(logger, 1, 4)
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+    assert logger.window["loss"] == [4.0, 1]
+
+
+def test_tensorboard(tmp_path):
+    logger = make_logger(tmp_path, tensorboard=True)
+    logger.image(1, np.zeros((4, 4, 3), np.uint8))
+    feed(logger, 1, 3)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert b"loss" in content and b"samples" in content and b"accuracy" not in content
+
+
+def test_without_tensorboard(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    feed(make_logger(tmp_path, tensorboard=True), 1, 3)
+    assert "tensorboardX is not installed" in capsys.readouterr().out
+    assert len(lines(tmp_path)) == 1
+
+
+def test_delayed_by_one_step():
+    delayed = Delayed()
+    assert delayed.take() is None
+    assert delayed.swap(1, {"loss": jnp.float32(0.5)}) is None
+    assert delayed.swap(2, {"loss": jnp.float32(0.25)}) == (1, {"loss": 0.5})
+    assert delayed.take() == (2, {"loss": 0.25})
+    assert delayed.take() is None
+
+
+@pytest.mark.parametrize(("rate", "left"), [(2.0, "0m02s"), (0.01, "6m40s"), (0.0005, "2h13m")])
+def test_time_left(tmp_path, capsys, monkeypatch, rate, left):
+    # The clock is read after the first step, then twice for a line: 4 / rate seconds for 4 steps.
+    clock = iter([0.0, 4 / rate, 4 / rate])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    logger = make_logger(tmp_path)
+    logger.add(2, {"loss": 1.0})
+    logger.add(6, {"loss": 1.0})
+    logger.close()
+    assert capsys.readouterr().out.endswith(f"{4 * rate:.1f} images/s  {left} left\n")

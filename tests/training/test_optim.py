@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from unclip_jax.training.config import OptimConfig
+from unclip_jax.training.optim import clip, decay_mask, learning_rate, make_transform, update_ema
+
+
+def test_constant_rate_after_warmup():
+    rate = learning_rate(OptimConfig(learning_rate=0.2, warmup_steps=4), 100)
+    np.testing.assert_allclose(
+        [rate(jnp.int32(s)) for s in (0, 1, 3, 4, 99)], [0.05, 0.1, 0.2, 0.2, 0.2], rtol=1e-6
+    )
+
+
+def test_cosine_rate():
+    rate = learning_rate(OptimConfig(learning_rate=0.2, warmup_steps=10, schedule="cosine"), 110)
+    expected = [0.2, 0.2 * (1 + np.cos(np.pi / 4)) / 2, 0.1, 0.0, 0.0]
+    np.testing.assert_allclose(
+        [rate(jnp.int32(s)) for s in (10, 35, 60, 110, 200)], expected, rtol=1e-5, atol=1e-8
+    )
+
+
+def test_no_warmup():
+    assert learning_rate(OptimConfig(learning_rate=0.5, warmup_steps=0), 10)(jnp.int32(0)) == 0.5
+
+
+def test_only_kernels_decay():
+    leaf = jnp.zeros((2, 2))
+    params = {
+        "dense": {"kernel": leaf, "bias": leaf},
+        "norm": {"scale": leaf, "bias": leaf},
+        "words": {"embedding": leaf},
+        "kernel_norm": {"scale": leaf},
+        "query": leaf,
+    }
+    mask = jax.tree.map(lambda _: False, params)
+    mask["dense"]["kernel"] = True
+    assert decay_mask(params) == mask
+
+
+def test_equals_optax_adamw():
+    optim = OptimConfig(beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.06)
+    params = {"a": {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "bias": jnp.ones(3)}}
+    grads = jax.tree.map(jnp.cos, params)
+    reference = optax.adamw(1e-2, b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.06, mask=decay_mask)
+    ours, theirs, transform = params, params, make_transform(optim)
+    our_state, their_state = transform.init(params), reference.init(params)
+    for _ in range(3):
+        updates, our_state = transform.update(grads, our_state, ours)
+        ours = jax.tree.map(lambda p, u: p - 1e-2 * u, ours, updates)
+        updates, their_state = reference.update(grads, their_state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+    assert not np.allclose(ours["a"]["kernel"], params["a"]["kernel"])
+
+
+@pytest.mark.parametrize(("limit", "factor"), [(10.0, 1.0), (2.5, 0.5), (None, 1.0)])
+def test_clip(limit, factor):
+    grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    clipped = clip(grads, optax.tree.norm(grads), OptimConfig(clip_norm=limit))
+    np.testing.assert_allclose([clipped["a"][0], clipped["b"][0]], [3 * factor, 4 * factor], rtol=1e-6)
+
+
+def test_zero_gradient_stays_zero():
+    assert clip({"a": jnp.zeros(2)}, jnp.float32(0), OptimConfig())["a"].tolist() == [0, 0]
+
+
+def test_ema_warms_up():
+    def ema(step):
+        return float(update_ema({"w": jnp.float32(0)}, {"w": jnp.float32(1)}, jnp.int32(step), 0.99)["w"])
+
+    np.testing.assert_allclose([ema(0), ema(9), ema(10_000)], [0.9, 9 / 19, 0.01], rtol=1e-5)

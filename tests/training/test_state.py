@@ -1,0 +1,51 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from tests.helpers import assert_trees_equal
+from tests.training.toy import Toy
+from unclip_jax.parallel.mesh import MeshSpec, make_mesh
+from unclip_jax.training.config import OptimConfig
+from unclip_jax.training.state import abstract_state, init, state_shardings
+
+RULES = (("hidden/kernel", P(None, "fsdp")), (".*", P()))
+
+
+def test_abstract_equals_real():
+    mesh = make_mesh(MeshSpec(data=2, fsdp=4))
+    state = init(Toy(), OptimConfig(), mesh, jax.random.key(0), RULES)
+    abstract = abstract_state(Toy(), OptimConfig(), mesh, RULES)
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    for real, planned in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert (real.shape, real.dtype) == (planned.shape, planned.dtype)
+        assert real.sharding.is_equivalent_to(planned.sharding, real.ndim)
+
+
+def test_moments_and_average_lie_as_their_parameter():
+    mesh = make_mesh(MeshSpec(data=2, fsdp=4))
+    shardings = state_shardings(abstract_state(Toy(), OptimConfig(), mesh, RULES))
+    specs = {
+        jax.tree_util.keystr(path): sharding.spec
+        for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+    }
+    split = [path for path, spec in specs.items() if spec == P(None, "fsdp")]
+    assert len(split) == 4 and all("['hidden']['kernel']" in path for path in split)
+    assert {spec for path, spec in specs.items() if path not in split} == {P()}
+
+
+def test_values_do_not_depend_on_the_mesh():
+    one = init(Toy(), OptimConfig(), make_mesh(MeshSpec(), jax.devices()[:1]), jax.random.key(3))
+    eight = init(Toy(), OptimConfig(), make_mesh(MeshSpec(fsdp=4)), jax.random.key(3), RULES)
+    assert_trees_equal(one, eight)
+    assert not np.array_equal(
+        one.params["hidden"]["kernel"], Toy().init(jax.random.key(4))["hidden"]["kernel"]
+    )
+
+
+def test_starts_at_zero():
+    state = init(Toy(), OptimConfig(), make_mesh(MeshSpec()), jax.random.key(0))
+    assert state.step.dtype == state.skipped.dtype == jnp.int32
+    assert int(state.step) == int(state.skipped) == 0
+    assert_trees_equal(state.ema, state.params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))

@@ -1,0 +1,107 @@
+"""A small stage for the tests of training, an MLP that predicts noise in a vector, and a process that runs it.
+
+    python -m tests.training.toy WORKDIR STEPS [save_every=N] [die_after=STEP | die_saving=STEP | term_at=STEP]
+
+kills itself (SIGKILL) once the checkpoint of `die_after` is whole, or while that of `die_saving` is written;
+sends itself SIGTERM before the step that follows step `term_at`.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unclip_jax.config import to_json
+from unclip_jax.errors import run_cli
+from unclip_jax.training.checkpoint import FOLDER, Meta
+from unclip_jax.training.config import OptimConfig, RunConfig
+from unclip_jax.training.loop import train
+
+WIDTH, BATCH = 8, 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Toy:
+    """Predicts eps from sqrt(1 - s) x_0 + sqrt(s) eps with two dense layers."""
+
+    hidden: int = 16
+
+    def init(self, key):
+        first, second = jax.random.split(key)
+        return {
+            "embedding": {"embedding": 0.1 * jax.random.normal(second, (4, WIDTH))},
+            "hidden": {
+                "kernel": jax.random.normal(first, (WIDTH + 1, self.hidden)) / 3,
+                "bias": jnp.zeros(self.hidden),
+            },
+            "out": {"kernel": jax.random.normal(second, (self.hidden, WIDTH)) / 4, "bias": jnp.zeros(WIDTH)},
+        }
+
+    def loss(self, params, frozen, batch, keys):
+        def draw(key):
+            level, noise = jax.random.split(key)
+            return jax.random.uniform(level), jax.random.normal(noise, (WIDTH,))
+
+        level, noise = jax.vmap(draw)(keys)
+        x_0 = batch["x"] * frozen["scale"] + params["embedding"]["embedding"][batch["label"]]
+        x_t = jnp.sqrt(1 - level)[:, None] * x_0 + jnp.sqrt(level)[:, None] * noise
+        h = jnp.concatenate([x_t, level[:, None]], -1) @ params["hidden"]["kernel"] + params["hidden"]["bias"]
+        out = jax.nn.silu(h) @ params["out"]["kernel"] + params["out"]["bias"]
+        error = jnp.mean((out - noise) ** 2, -1)
+        noisy = (level > 0.5).astype(jnp.float32)
+        return error, {"noisy_loss": (error, noisy), "never": (error, jnp.zeros_like(error))}
+
+
+FROZEN = {"scale": np.float32(0.5)}
+
+
+def batches(start_step, size=BATCH, nan_at=()):
+    """The global batches from `start_step` on; those of the steps in `nan_at` hold a NaN."""
+    step = start_step
+    while True:
+        rng = np.random.default_rng(step)
+        x = rng.normal(size=(size, WIDTH)).astype(np.float32)
+        if step in nan_at:
+            x[3, 1] = np.nan
+        yield {"x": x, "label": rng.integers(0, 4, size, dtype=np.int32)}
+        step += 1
+
+
+def config(workdir, steps, optim=None, **run):
+    """(optim, run, meta) of a toy run that logs every third step."""
+    optim = optim or OptimConfig(learning_rate=1e-2, warmup_steps=3, weight_decay=0.1, ema_decay=0.9)
+    run = RunConfig(**{"workdir": str(workdir), "steps": steps, "log_every": 3, "tensorboard": False} | run)
+    meta = Meta(
+        kind="toy", config=to_json({"model": Toy(), "optim": optim, "run": run}), extra={"note": "hello"}
+    )
+    return {"optim": optim, "run": run, "meta": meta}
+
+
+def main():
+    workdir, steps, *options = sys.argv[1:]
+    options = {name: int(value) for name, value in (option.split("=") for option in options)}
+    saved = Path(workdir) / FOLDER / str(options.get("die_after"))
+
+    def fateful(start_step):
+        for step, batch in enumerate(batches(start_step), start_step):
+            if step == options.get("die_after", -9) + 2:
+                while not saved.exists():
+                    time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == options.get("die_saving"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == options.get("term_at"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    train(Toy(), FROZEN, fateful, **config(workdir, int(steps), save_every=options.get("save_every", 5)))
+
+
+if __name__ == "__main__":
+    run_cli(main)

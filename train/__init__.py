@@ -1,0 +1,1 @@
+"""Commands that train: `python -m train.{clip,prior,decoder,upsampler} RECIPE`."""

@@ -1,0 +1,153 @@
+"""Records to batches: the same global batches on any number of hosts, workers and threads.
+
+    stream  = shuffle(source, seed), again and again with a new order each epoch
+    example = transform(stream[g], rng(seed, g))                     g = index in the global stream
+    batch s of host p of P = examples s B + p B/P ... s B + (p+1) B/P - 1          B = global batch size
+
+A run's cursor is therefore its step: starting at step N gives what an uninterrupted run would have read.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Generator
+
+import grain
+import numpy as np
+from PIL import Image
+
+from unclip_jax.data.sources import Record, Source
+from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.data.transforms import resize, square_crop
+from unclip_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchSpec:
+    """What a batch holds.
+
+    Attributes:
+        batch_size: examples in the global batch.
+        sizes: image sizes in px; each gives a key "image_<size>", uint8 [b size size 3].
+        crop: side in px of one random square of the image at the largest size, key "image_crop". It stands in
+            for the whole image of that size, which is then not in the batch.
+        context: tokens per caption, keys "tokens" int32 and "mask" bool [b context]; None for no captions.
+        flip: mirrors half of the examples.
+        seed: of the order, the crops and the flips.
+    """
+
+    batch_size: int
+    sizes: tuple[int, ...]
+    crop: int | None = None
+    context: int | None = None
+    flip: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
+            raise UserError(f"sizes is {self.sizes}; give one or more different sizes in px")
+        if self.crop is not None and not 1 <= self.crop <= max(self.sizes):
+            raise UserError(f"crop is {self.crop}; give 1 ... {max(self.sizes)}, the largest of sizes")
+
+
+def batches(
+    source: Source,
+    tokenizer: Tokenizer | None,
+    spec: BatchSpec,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """This host's rows of every global batch from `start_step` on, without end.
+
+    Args:
+        tokenizer: needed where `spec.context` is given.
+        num_workers: reader processes, for many cores; each takes seconds to start and imports the main
+            module, which must be guarded by `if __name__ == "__main__"`.
+        num_threads: reading threads (of each process).
+
+    Returns a generator; close it (`contextlib.closing`) to stop its threads and processes.
+    """
+    if spec.batch_size % process_count:
+        raise UserError(
+            f"batch_size {spec.batch_size} is not a multiple of {process_count} hosts; make it one"
+        )
+    if spec.context is not None and tokenizer is None:
+        raise UserError("the batch asks for tokens (context is given) but there is no tokenizer; give one")
+    if not len(source):
+        raise UserError("the dataset has no records; give one that has")
+    dataset = grain.MapDataset.source(source).seed(spec.seed).shuffle().repeat()
+    # Randomness must come before the split over hosts, while an index is still one in the global stream.
+    dataset = dataset.random_map(functools.partial(_example, spec=spec, tokenizer=tokenizer))
+    dataset = _HostSlice(
+        dataset, batch_size=spec.batch_size, process_index=process_index, process_count=process_count
+    )
+    dataset = dataset.batch(spec.batch_size // process_count)[start_step:]
+    # A thread makes whole batches, so more threads than batches in the buffer would wait.
+    dataset = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, num_threads))
+    )
+    if num_workers:
+        _mark_flags_as_parsed()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return _iterate(dataset, shared_memory=num_workers > 0)
+
+
+def _iterate(
+    dataset: grain.IterDataset, *, shared_memory: bool
+) -> Generator[dict[str, np.ndarray], None, None]:
+    iterator = iter(dataset)
+    try:
+        for batch in iterator:
+            # Shared memory of the workers complains when the program ends while somebody holds a batch.
+            yield {key: np.array(value) for key, value in batch.items()} if shared_memory else batch
+    finally:
+        iterator.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _example(
+    record: Record, rng: np.random.Generator, *, spec: BatchSpec, tokenizer: Tokenizer | None
+) -> dict[str, np.ndarray]:
+    image = square_crop(Image.fromarray(record.image))
+    if spec.flip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    example = {f"image_{size}": np.array(resize(image, size)) for size in spec.sizes}
+    if spec.crop is not None:
+        whole = example.pop(f"image_{max(spec.sizes)}")
+        top, left = rng.integers(0, max(spec.sizes) - spec.crop, size=2, endpoint=True)
+        example["image_crop"] = whole[top : top + spec.crop, left : left + spec.crop]
+    if spec.context is not None and tokenizer is not None:
+        encoded = tokenizer.encode([record.caption], spec.context)
+        example |= {"tokens": encoded.tokens[0], "mask": encoded.mask[0]}
+    return example
+
+
+class _HostSlice(grain.MapDataset):
+    """Of each `batch_size` consecutive elements, the contiguous share of one host."""
+
+    def __init__(self, parent: grain.MapDataset, *, batch_size: int, process_index: int, process_count: int):
+        super().__init__(parent)
+        self._batch_size = batch_size
+        self._local_size = batch_size // process_count
+        self._first = process_index * self._local_size
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._local_size
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, row = divmod(index, self._local_size)
+        return self._parent[step * self._batch_size + self._first + row]
+
+
+def _mark_flags_as_parsed() -> None:
+    """Grain's worker processes read absl flags, which nothing has parsed in a program without absl."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

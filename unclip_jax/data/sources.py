@@ -1,0 +1,97 @@
+"""Sources of records: random access to images with captions, whatever they are stored in."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from unclip_jax.data.transforms import read_image
+from unclip_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One example.
+
+    Attributes:
+        image: RGB at the size it is stored in.
+        caption: "" where the source has none.
+        name: says where the record came from: a relative path, or "<split>/<number>".
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    caption: str
+    name: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A random-access sequence of records in a fixed order. Picklable, and safe to read from many threads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class ShapesSource:
+    """The captioned-shapes dataset, made on first use under `data_dir` and read lazily through TFDS.
+
+    Args:
+        data_dir: folder that TFDS keeps its datasets in.
+        split: "train", "test_seen", "test_unseen" or a slice such as "train[:1000]".
+        options: sizes of the dataset where it has to be made; see `captioned_shapes.prepare`.
+    """
+
+    def __init__(self, data_dir: str | Path, split: str, **options: Any):
+        # Imported here because TFDS takes a second, which a folder of images need not wait for.
+        import tensorflow_datasets as tfds
+
+        from unclip_jax.data import captioned_shapes
+
+        builder = captioned_shapes.prepare(data_dir, **options)
+        try:
+            raw = {"image": tfds.decode.SkipDecoding()}
+            self._records = builder.as_data_source(split, decoders=raw)  # pyright: ignore[reportCallIssue]
+        except ValueError as error:
+            raise UserError(
+                f"captioned_shapes has no split {split!r}; use one of {', '.join(builder.info.splits)}"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        features = self._records[index]
+        name = features["name"].decode()
+        image = np.array(read_image(features["image"], name=name))
+        return Record(image=image, caption=features["caption"].decode(), name=name)
+
+
+def open_source(name_or_folder: str | Path, split: str, data_dir: str | Path, **options: Any) -> Source:
+    """Opens a dataset by name, or a folder of captioned images.
+
+    Args:
+        name_or_folder: "captioned_shapes", or a folder. A folder with subfolders `train` and `test` has these
+            splits; one without is all "train".
+        split: "train" or "test" of a folder; for captioned_shapes see `ShapesSource`.
+        data_dir: where datasets with a name are kept.
+        options: passed on to `ShapesSource` or `FolderSource`.
+
+    Raises UserError for a name or a split that does not exist.
+    """
+    if str(name_or_folder) == "captioned_shapes":
+        return ShapesSource(data_dir, split, **options)
+
+    from unclip_jax.data.folder import FolderSource
+
+    folder = Path(name_or_folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no dataset {str(name_or_folder)!r}; give captioned_shapes or a folder of images")
+    splits = [name for name in ("train", "test") if (folder / name).is_dir()]
+    if not splits and split == "train":
+        return FolderSource(folder, **options)
+    if split not in splits:
+        raise UserError(f"{folder} has no split {split!r}; put its images into the folder {folder / split}")
+    return FolderSource(folder / split, **options)

@@ -1,0 +1,7 @@
+"""Samplers, one algorithm per file, and the loop that runs any of them."""
+
+from unclip_jax.diffusion.samplers.ddim import DDIM
+from unclip_jax.diffusion.samplers.ddpm import DDPM
+from unclip_jax.diffusion.samplers.loop import Sampler, Trajectory, sample
+
+__all__ = ["DDIM", "DDPM", "Sampler", "Trajectory", "sample"]

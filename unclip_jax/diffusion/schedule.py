@@ -1,0 +1,151 @@
+"""Noise schedules: the [T] table alpha_bar that every other coefficient is derived from, in float64 numpy.
+
+With alpha_bar_prev the entry one row earlier (1 before the first row), a row of the table has
+
+(1)  beta = 1 - alpha_bar / alpha_bar_prev
+(2)  posterior_variance = beta (1 - alpha_bar_prev) / (1 - alpha_bar)
+(3)  posterior mean = posterior_x_0 x_0 + posterior_x_t x_t, with
+     posterior_x_0 = sqrt(alpha_bar_prev) beta / (1 - alpha_bar)
+     posterior_x_t = sqrt(1 - beta) (1 - alpha_bar_prev) / (1 - alpha_bar)
+
+(DDPM, arXiv 2006.11239, eq. 6-7.) A respaced schedule keeps some rows of alpha_bar. Because (1) to (3) are
+functions of alpha_bar alone, they hold there unchanged, for strides of any size (improved DDPM,
+arXiv 2102.09672, eq. 19).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import Float64, Int64
+
+MAX_BETA = 0.999
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Schedule:
+    """A noise schedule, lowest noise first.
+
+    It is a pytree without leaves, compared and hashed by content: jit takes it as an argument or closes over
+    it alike, and the tables stay float64 until a coefficient has been computed from them.
+
+    Attributes:
+        alpha_bar: cumulative signal power, strictly decreasing, in (0, 1).
+        timesteps: the training step that each row stands for; this is what a network is conditioned on.
+    """
+
+    alpha_bar: Float64[np.ndarray, " t"]
+    timesteps: Int64[np.ndarray, " t"]
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            table = getattr(self, field.name).copy()
+            table.flags.writeable = False
+            object.__setattr__(self, field.name, table)
+        previous = np.append(1.0, self.alpha_bar[:-1])
+        if not (len(self.alpha_bar) and (self.alpha_bar > 0).all() and (self.alpha_bar < previous).all()):
+            raise ValueError("alpha_bar must hold at least one row, be strictly decreasing and lie in (0, 1)")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @functools.cached_property
+    def _content(self) -> tuple[bytes, bytes]:
+        return self.alpha_bar.tobytes(), self.timesteps.tobytes()
+
+    @classmethod
+    def cosine(cls, num_steps: int) -> "Schedule":
+        """alpha_bar(u) = cos^2((u + 0.008) / 1.008 pi / 2), beta at most 0.999 (improved DDPM, eq. 17)."""
+        return cls._from_function(lambda u: np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2, num_steps)
+
+    @classmethod
+    def linear(cls, num_steps: int) -> "Schedule":
+        """beta from 1e-4 to 0.02, times 1000 / T to end at the same noise for any T; at most 0.999."""
+        check_steps(num_steps)
+        return cls._from_beta(1000 / num_steps * np.linspace(1e-4, 0.02, num_steps))
+
+    @classmethod
+    def sigmoid(cls, num_steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> "Schedule":
+        """alpha_bar(u) = (s(end) - s(start + u (end - start))) / (s(end) - s(start)), with s(x) =
+        sigmoid(x / tau) and beta at most 0.999 (Jabri et al., arXiv 2212.11972)."""
+
+        def s(x):
+            return 1 / (1 + np.exp(-x / tau))
+
+        def alpha_bar(u):
+            return (s(end) - s(start + u * (end - start))) / (s(end) - s(start))
+
+        return cls._from_function(alpha_bar, num_steps)
+
+    @classmethod
+    def _from_function(cls, alpha_bar: Callable[[np.ndarray], np.ndarray], num_steps: int) -> "Schedule":
+        check_steps(num_steps)
+        values = alpha_bar(np.arange(num_steps + 1) / num_steps)
+        return cls._from_beta(1 - values[1:] / values[:-1])
+
+    @classmethod
+    def _from_beta(cls, beta: np.ndarray) -> "Schedule":
+        return cls(alpha_bar=np.cumprod(1 - np.minimum(beta, MAX_BETA)), timesteps=np.arange(len(beta)))
+
+    def respace(self, num_steps: int) -> "Schedule":
+        """The `num_steps` rows round(linspace(0, T - 1, num_steps)); a single step keeps the noisiest row.
+
+        Raises:
+            ValueError: unless 1 <= num_steps <= T.
+        """
+        check_steps(num_steps)
+        if num_steps > self.num_steps:
+            raise ValueError(f"steps must be at most the schedule's {self.num_steps}; got {num_steps}")
+        first = 0 if num_steps > 1 else self.num_steps - 1
+        rows = np.round(np.linspace(first, self.num_steps - 1, num_steps)).astype(np.int64)
+        return Schedule(alpha_bar=self.alpha_bar[rows], timesteps=self.timesteps[rows])
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.alpha_bar)
+
+    @functools.cached_property
+    def alpha_bar_prev(self) -> Float64[np.ndarray, " t"]:
+        return np.append(1.0, self.alpha_bar[:-1])
+
+    @functools.cached_property
+    def beta(self) -> Float64[np.ndarray, " t"]:
+        return 1 - self.alpha_bar / self.alpha_bar_prev
+
+    @functools.cached_property
+    def snr(self) -> Float64[np.ndarray, " t"]:
+        """Signal-to-noise ratio alpha_bar / (1 - alpha_bar)."""
+        return self.alpha_bar / (1 - self.alpha_bar)
+
+    @functools.cached_property
+    def posterior_variance(self) -> Float64[np.ndarray, " t"]:
+        """Eq. 2; exactly 0 in the first row, which leads to the data itself."""
+        return self.beta * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
+
+    @functools.cached_property
+    def posterior_log_variance(self) -> Float64[np.ndarray, " t"]:
+        """log of eq. 2; the first row, whose variance is 0, repeats the second (a lone row has log beta)."""
+        floor = self.posterior_variance[1] if self.num_steps > 1 else self.beta[0]
+        return np.log(np.append(floor, self.posterior_variance[1:]))
+
+    @functools.cached_property
+    def posterior_x_0(self) -> Float64[np.ndarray, " t"]:
+        """Coefficient of x_0 in eq. 3; exactly 1 in the first row."""
+        return np.sqrt(self.alpha_bar_prev) * self.beta / (1 - self.alpha_bar)
+
+    @functools.cached_property
+    def posterior_x_t(self) -> Float64[np.ndarray, " t"]:
+        """Coefficient of x_t in eq. 3; exactly 0 in the first row."""
+        return np.sqrt(1 - self.beta) * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
+
+
+def check_steps(num_steps: int) -> None:
+    """Raises: ValueError unless it is a whole number of at least 1."""
+    if not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1; got {num_steps!r}")

@@ -1,0 +1,36 @@
+"""Errors that a person can cause, and how a command ends when one does.
+
+A `UserError` carries one line that says what is wrong and what to do. Commands wrap their main function in
+`run_cli`, which prints that line without a traceback and exits with status 2; anything else is a bug and
+keeps its traceback.
+"""
+
+import errno
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake outside the program: `UserError("what is wrong; what to do")`, one line."""
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Runs a command's `main`, turning what a person can cause into one line on stderr and an exit status.
+
+    Exits with 2 on `UserError` and on a full disk, and with 130 (128 + SIGINT) on an interrupt.
+    """
+    try:
+        main()
+    except UserError as error:
+        line = " ".join(str(error).split())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        line = f"the disk is full{where}; free some space or choose another folder, then run it again"
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)

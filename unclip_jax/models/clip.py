@@ -1,0 +1,183 @@
+"""CLIP: an image tower and a text tower with a common embedding space (Radford et al., 2103.00020).
+
+(1) z_i = W_i LN(ViT(x)[cls])              pre-LN Vision Transformer with LN before the first block, class token
+(2) z_t = W_t LN(Transformer(y))[eos]      causal Transformer, read at the first end-of-text token
+(3) logits = exp(min(s, log 100)) z_i z_t^T / (|z_i| |z_t|)
+
+With `embedding = "unit"` z_i and z_t are divided by their norms, as unCLIP uses them (the factor 17.2 of 2204.06125
+presumes it); with "raw" they leave as they are, as in Karlo and Kandinsky.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from unclip_jax.models.base import Dtype, abstract, check_heads
+from unclip_jax.nn.attention import Implementation
+from unclip_jax.nn.norms import layer_norm
+from unclip_jax.nn.transformer import Activation, Transformer, causal_mask
+from unclip_jax.typing import Params
+
+MAX_LOGIT_SCALE = 4.6051702  # log 100, equation (3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSpec:
+    """The image tower. `image_size` and `patch_size` in pixels."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        check_heads("vision", self.width, self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """A text tower of `context` tokens out of `vocab_size`; `eos_id` marks the end of the caption."""
+
+    vocab_size: int
+    context: int
+    width: int
+    depth: int
+    heads: int
+    eos_id: int
+
+    def __post_init__(self) -> None:
+        check_heads("text", self.width, self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPSpec:
+    """Both towers. `image_mean` and `image_std` are per RGB channel, of images in [0, 1]."""
+
+    embed_dim: int
+    vision: VisionSpec
+    text: TextSpec
+    activation: Activation = "gelu"
+    embedding: Literal["unit", "raw"] = "unit"
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    dtype: Dtype = "float32"
+    remat: bool = False
+    scan: bool = False
+    attention: Implementation = "xla"
+
+
+@struct.dataclass
+class TextFeatures:
+    """What a caption becomes: the embedding z_t and the hidden states after the last LayerNorm."""
+
+    z_t: Float[Array, "b d"]
+    hidden: Float[Array, "b n w"]
+
+
+class CLIP(nn.Module):
+    """Equations (1) to (3); `encode_image` and `encode_text` are the two entries."""
+
+    spec: CLIPSpec
+
+    def setup(self) -> None:
+        spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
+        vision, text = spec.vision, spec.text
+        shared = dict(
+            activation=spec.activation,
+            dtype=dtype,
+            remat=spec.remat,
+            scan=spec.scan,
+            implementation=spec.attention,
+        )
+        normal = nn.initializers.normal
+        num_patches = (vision.image_size // vision.patch_size) ** 2
+        self.patch_embed = nn.Dense(vision.width, use_bias=False, dtype=dtype)
+        self.class_token = self.param("class_token", normal(vision.width**-0.5), (vision.width,))
+        self.vision_positions = self.param(
+            "vision_positions", normal(vision.width**-0.5), (num_patches + 1, vision.width)
+        )
+        self.norm_pre = layer_norm(dtype, "norm_pre")
+        self.vision_blocks = Transformer(vision.depth, vision.heads, **shared)
+        self.norm_post = layer_norm(dtype, "norm_post")
+        self.image_projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=dtype)
+        self.token_embed = nn.Embed(text.vocab_size, text.width, dtype=dtype, embedding_init=normal(0.02))
+        self.text_positions = self.param("text_positions", normal(0.01), (text.context, text.width))
+        self.text_blocks = Transformer(text.depth, text.heads, **shared)
+        self.norm_final = layer_norm(dtype, "norm_final")
+        self.text_projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=dtype)
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592600), ())  # log(1 / 0.07)
+
+    def encode_image(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Equation (1): z_i, float32, of images in [-1, 1] that already have the tower's size."""
+        b, p = images.shape[0], self.spec.vision.patch_size
+        side = self.spec.vision.image_size // p
+        mean, std = jnp.array(self.spec.image_mean), jnp.array(self.spec.image_std)
+        x = ((images + 1) / 2 - mean) / std
+        x = x.reshape(b, side, p, side, p, 3).swapaxes(2, 3).reshape(b, side * side, p * p * 3)
+        x = self.patch_embed(x)
+        cls = jnp.broadcast_to(self.class_token.astype(x.dtype), (b, 1, x.shape[-1]))
+        x = jnp.concatenate([cls, x], axis=1) + self.vision_positions.astype(x.dtype)
+        x = self.vision_blocks(self.norm_pre(x))
+        return self._finish(self.image_projection(self.norm_post(x[:, 0])))
+
+    def encode_text(self, tokens: Int[Array, "b n"]) -> TextFeatures:
+        """Equation (2): z_t and hidden states. What follows the first end-of-text token has no influence on z_t."""
+        x = self.token_embed(tokens) + self.text_positions.astype(self.spec.dtype)
+        hidden = self.norm_final(self.text_blocks(x, causal_mask(tokens.shape[1])))
+        end = jnp.argmax(tokens == self.spec.text.eos_id, axis=1)
+        pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+        return TextFeatures(z_t=self._finish(self.text_projection(pooled)), hidden=hidden.astype(jnp.float32))
+
+    def __call__(self, images: Float[Array, "b h w 3"], tokens: Int[Array, "b n"]) -> Float[Array, "b b"]:
+        """Equation (3): logits [image, text] of a batch of pairs."""
+        z_i, z_t = unit(self.encode_image(images)), unit(self.encode_text(tokens).z_t)
+        return jnp.exp(jnp.minimum(self.logit_scale, MAX_LOGIT_SCALE)) * z_i @ z_t.T
+
+    def _finish(self, z: Array) -> Array:
+        z = z.astype(jnp.float32)
+        return unit(z) if self.spec.embedding == "unit" else z
+
+
+def unit(z: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """z / |z|."""
+    return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def encode_image(spec: CLIPSpec, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+    """z_i of images in [-1, 1] of the tower's size."""
+    return CLIP(spec).apply({"params": params}, images, method="encode_image")  # pyright: ignore
+
+
+def encode_text(spec: CLIPSpec, params: Params, tokens: Int[Array, "b n"]) -> TextFeatures:
+    """z_t and hidden states of tokenised captions."""
+    return CLIP(spec).apply({"params": params}, tokens, method="encode_text")  # pyright: ignore
+
+
+def init_params(spec: CLIPSpec, key: Key[Array, ""]) -> Params:
+    """Random parameters, float32."""
+    size = spec.vision.image_size
+    images, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, spec.text.context), jnp.int32)
+    return CLIP(spec).init(key, images, tokens)["params"]
+
+
+def abstract_params(spec: CLIPSpec) -> Params:
+    """The tree of `init_params` as shapes only."""
+    return abstract(init_params, spec)
+
+
+def vit_h16() -> CLIPSpec:
+    """The CLIP of the unCLIP paper: ViT-H/16 at 256 px, text width 1024 and depth 24 (2204.06125, section 2)."""
+    return CLIPSpec(
+        embed_dim=1024,
+        vision=VisionSpec(image_size=256, patch_size=16, width=1280, depth=32, heads=16),
+        text=TextSpec(vocab_size=49408, context=77, width=1024, depth=24, heads=16, eos_id=49407),
+        dtype="bfloat16",
+        remat=True,
+        scan=True,
+    )

@@ -1,0 +1,297 @@
+"""The U-Net of ADM and GLIDE with unCLIP's conditioning: the decoder, and the upsamplers as presets of it.
+
+(1) e = MLP(sinusoid(t)) + W_e z_i + W_y pool(h)              time, image and caption embedding, to every ResBlock
+(2) context = [ reshape(W_c z_i) in 4 tokens | h_1 .. h_n ]   keys and values of every attention block
+(3) output = UNet([x_t | low_res], e, context)                3 channels of prediction, 3 more when sigma is learned
+
+(2204.06125, section 2.1: z_i "projected and added to the timestep embedding" and "to four extra tokens of context";
+2112.10741 for the caption path, h being GLIDE's own text Transformer or CLIP's hidden states; 2105.05233 for the
+network: BigGAN resampling inside ResBlocks, AdaGN, attention at low resolutions with a fixed width per head.)
+
+Upsamplers have neither z_i nor caption nor attention: they see the low-resolution image on the input channels.
+`patch` > 1 folds patch x patch pixels into channels before the first convolution, so that a small machine can train
+at twice the resolution for the same work.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from unclip_jax.errors import UserError
+from unclip_jax.models.base import Dtype, abstract
+from unclip_jax.models.clip import TextSpec
+from unclip_jax.models.text_encoder import TextEncoder
+from unclip_jax.nn.attention import ContextAttention, Implementation
+from unclip_jax.nn.conv import Conv3x3, depth_to_space, space_to_depth
+from unclip_jax.nn.embeddings import TimestepMLP
+from unclip_jax.nn.norms import GroupNorm, layer_norm
+from unclip_jax.nn.resblock import Conditioning, ResBlock
+from unclip_jax.typing import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetSpec:
+    """`channels` times `channel_mult` is the width of each level, `depth` its ResBlocks, `attention_at` the feature-map
+    sizes (in pixels of a full image) that attend. `embed_dim` is the width of z_i, None for an upsampler. The caption
+    comes through `text` (token ids, an encoder of the decoder's own) or as CLIP hidden states of `text_width`, or not
+    at all. `z_i_scale` multiplies z_i at the entrance. `low_res` concatenates a low-resolution image of full size.
+    """
+
+    image_size: int
+    channels: int
+    channel_mult: tuple[int, ...]
+    depth: int
+    learned_sigma: bool
+    attention_at: tuple[int, ...] = ()
+    head_channels: int = 64
+    conditioning: Conditioning = "scale_shift"
+    dropout: float = 0.0
+    groups: int = 32
+    patch: int = 1
+    embed_dim: int | None = None
+    image_tokens: int = 4
+    z_i_scale: float = 1.0
+    context_width: int = 512
+    text: TextSpec | None = None
+    text_width: int | None = None
+    low_res: bool = False
+    dtype: Dtype = "float32"
+    remat: bool = False
+    scan: bool = False
+    attention: Implementation = "xla"
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.text_width is not None:
+            raise UserError("unet: set text (own encoder) or text_width (CLIP hidden states), not both")
+        if self.image_size % self.multiple:
+            raise UserError(f"unet: image_size {self.image_size} is not a multiple of {self.multiple}")
+        for multiplier in self.channel_mult:
+            width = self.channels * multiplier
+            if width % self.groups or (self.attention_at and width % self.head_channels):
+                raise UserError(
+                    f"unet: width {width} is not divisible by groups {self.groups} and head_channels "
+                    f"{self.head_channels}; change channels or channel_mult"
+                )
+
+    @property
+    def multiple(self) -> int:
+        """Image sides must be a multiple of this many pixels."""
+        return self.patch * 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def has_caption(self) -> bool:
+        """Whether the network reads a caption at all."""
+        return self.text is not None or self.text_width is not None
+
+
+@struct.dataclass
+class UNetCond:
+    """What a decoder (`z_i` and a caption: `tokens`, or `hidden` with `z_t`) or an upsampler (`low_res`) is told.
+
+    `low_res` has the size of x_t. Where `drop_image` or `drop_text` is True, learned null embeddings stand in.
+    """
+
+    z_i: Float[Array, "b d"] | None = None
+    tokens: Int[Array, "b n"] | None = None
+    hidden: Float[Array, "b n w"] | None = None
+    z_t: Float[Array, "b d"] | None = None
+    mask: Bool[Array, "b n"] | None = None
+    drop_image: Bool[Array, " b"] | None = None
+    drop_text: Bool[Array, " b"] | None = None
+    low_res: Float[Array, "b h w 3"] | None = None
+
+    def null(self) -> "UNetCond":
+        """The unconditional condition, for classifier-free guidance; the low-resolution image stays."""
+        return self.replace(
+            drop_image=None if self.drop_image is None else jnp.ones_like(self.drop_image),
+            drop_text=None if self.drop_text is None else jnp.ones_like(self.drop_text),
+        )
+
+
+class Conditioner(nn.Module):
+    """Equations (1) and (2): the embedding for the ResBlocks, the context and its mask for attention."""
+
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(self, t: Int[Array, " b"], cond: UNetCond) -> tuple[Array, Array | None, Array | None]:
+        spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
+        normal = nn.initializers.normal
+        width = 4 * spec.channels
+        b = t.shape[0]
+        embedding = TimestepMLP(spec.channels, width, dtype, name="time")(t)
+        tokens, masks = [], []
+        if spec.embed_dim is not None:
+            null_z_i = self.param("null_z_i", normal(0.02), (spec.embed_dim,))
+            z_i = jnp.where(cond.drop_image[:, None], null_z_i, cond.z_i * spec.z_i_scale)
+            embedding = embedding + nn.Dense(width, dtype=dtype, name="z_i_embedding")(z_i)
+            image_tokens = nn.Dense(spec.image_tokens * spec.context_width, dtype=dtype, name="z_i_tokens")(z_i)
+            tokens.append(image_tokens.reshape(b, spec.image_tokens, spec.context_width))
+            masks.append(jnp.ones((b, spec.image_tokens), bool))
+        if spec.has_caption:
+            drop = cond.drop_text[:, None]
+            if spec.text is not None:
+                encoder = TextEncoder(spec.text, dtype, spec.remat, spec.scan, spec.attention, name="text")
+                hidden = encoder(cond.tokens, cond.mask)
+                last = cond.mask.sum(1) - 1
+                pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+            else:
+                hidden, pooled = cond.hidden, cond.z_t
+            text = layer_norm(dtype, "text_norm")(nn.Dense(spec.context_width, dtype=dtype, name="text_in")(hidden))
+            null_text = self.param("null_text", normal(0.02), (spec.context_width,)).astype(dtype)
+            tokens.append(jnp.where(drop[..., None], null_text, text))
+            masks.append(cond.mask | drop)
+            null_pooled = self.param("null_pooled", normal(0.02), (width,)).astype(dtype)
+            pooled = nn.Dense(width, dtype=dtype, name="text_embedding")(pooled)
+            embedding = embedding + jnp.where(drop, null_pooled, pooled)
+        if not tokens:
+            return embedding, None, None
+        return embedding, jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
+
+
+class UNet(nn.Module):
+    """Equation (3): x_t in [b h w 3], output [b h w 3] or [b h w 6], float32."""
+
+    spec: UNetSpec
+
+    @nn.compact
+    def __call__(
+        self,
+        x_t: Float[Array, "b h w 3"],
+        t: Int[Array, " b"],
+        cond: UNetCond,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b h w _"]:
+        spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
+        embedding, context, context_mask = Conditioner(spec, name="conditioner")(t, cond)
+        res_block = nn.remat(ResBlock) if spec.remat else ResBlock
+        attend = nn.remat(ContextAttention) if spec.remat else ContextAttention
+        levels = range(len(spec.channel_mult))
+
+        def residual(x: Array, level: int, name: str, how: str = "none") -> Array:
+            block = res_block(
+                spec.channels * spec.channel_mult[level],
+                dtype=dtype,
+                conditioning=spec.conditioning,
+                resample=how,
+                dropout_rate=spec.dropout,
+                groups=spec.groups,
+                name=name,
+            )
+            return block(x, embedding, dropout_keys)
+
+        def attention(x: Array, name: str) -> Array:
+            block = attend(spec.head_channels, dtype, spec.groups, spec.attention, name=name)
+            return block(x, context, context_mask)
+
+        def attends(level: int) -> bool:
+            return spec.image_size // (spec.patch * 2**level) in spec.attention_at
+
+        x = x_t if cond.low_res is None else jnp.concatenate([x_t, cond.low_res], axis=-1)
+        x = space_to_depth(x.astype(dtype), spec.patch)
+        x = Conv3x3(spec.channels * spec.channel_mult[0], dtype=dtype, name="conv_in")(x)
+        skips = [x]
+        for level in levels:
+            for i in range(spec.depth):
+                x = residual(x, level, f"down_{level}_{i}")
+                if attends(level):
+                    x = attention(x, f"down_{level}_{i}_attention")
+                skips.append(x)
+            if level != levels[-1]:
+                x = residual(x, level, f"down_{level}_resample", "down")
+                skips.append(x)
+
+        x = residual(x, levels[-1], "middle_0")
+        if spec.attention_at:
+            x = attention(x, "middle_attention")
+        x = residual(x, levels[-1], "middle_1")
+
+        for level in reversed(levels):
+            for i in range(spec.depth + 1):
+                x = residual(jnp.concatenate([x, skips.pop()], axis=-1), level, f"up_{level}_{i}")
+                if attends(level):
+                    x = attention(x, f"up_{level}_{i}_attention")
+            if level > 0:
+                x = residual(x, level, f"up_{level}_resample", "up")
+
+        x = nn.silu(GroupNorm(spec.groups, dtype=dtype, name="norm_out")(x))
+        out_channels = 3 * (1 + spec.learned_sigma) * spec.patch**2
+        x = Conv3x3(out_channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="conv_out")(x)
+        return depth_to_space(x.astype(jnp.float32), spec.patch)
+
+
+def init_params(spec: UNetSpec, key: Key[Array, ""]) -> Params:
+    """Random parameters, float32."""
+    size = spec.multiple
+    cond = UNetCond(
+        z_i=None if spec.embed_dim is None else jnp.zeros((1, spec.embed_dim)),
+        drop_image=None if spec.embed_dim is None else jnp.zeros(1, bool),
+        low_res=jnp.zeros((1, size, size, 3)) if spec.low_res else None,
+    )
+    if spec.has_caption:
+        context = spec.text.context if spec.text is not None else 1
+        cond = cond.replace(
+            tokens=jnp.zeros((1, context), jnp.int32) if spec.text is not None else None,
+            hidden=None if spec.text_width is None else jnp.zeros((1, context, spec.text_width)),
+            z_t=None if spec.text_width is None else jnp.zeros((1, spec.embed_dim or spec.text_width)),
+            mask=jnp.ones((1, context), bool),
+            drop_text=jnp.zeros(1, bool),
+        )
+    return UNet(spec).init(key, jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32), cond)["params"]
+
+
+def abstract_params(spec: UNetSpec) -> Params:
+    """The tree of `init_params` as shapes only."""
+    return abstract(init_params, spec)
+
+
+def paper_decoder() -> UNetSpec:
+    """The paper's 3.5B decoder at 64 px: GLIDE's U-Net (2.3B) with its text Transformer (1.2B) (2204.06125, table 3)."""
+    return UNetSpec(
+        image_size=64,
+        channels=512,
+        channel_mult=(1, 2, 3, 4),
+        depth=3,
+        learned_sigma=True,
+        attention_at=(32, 16, 8),
+        dropout=0.1,
+        embed_dim=1024,
+        context_width=2048,
+        text=TextSpec(vocab_size=49408, context=256, width=2048, depth=24, heads=32, eos_id=49407),
+        dtype="bfloat16",
+        remat=True,
+        scan=True,
+    )
+
+
+def paper_upsampler_256() -> UNetSpec:
+    """The paper's 700M upsampler from 64 to 256 px (2204.06125, table 3)."""
+    return UNetSpec(
+        image_size=256,
+        channels=320,
+        channel_mult=(1, 2, 3, 4),
+        depth=3,
+        learned_sigma=False,
+        dropout=0.1,
+        low_res=True,
+        dtype="bfloat16",
+        remat=True,
+    )
+
+
+def paper_upsampler_1024() -> UNetSpec:
+    """The paper's 300M upsampler from 256 to 1024 px (2204.06125, table 3)."""
+    return UNetSpec(
+        image_size=1024,
+        channels=192,
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        depth=2,
+        learned_sigma=False,
+        low_res=True,
+        dtype="bfloat16",
+        remat=True,
+    )

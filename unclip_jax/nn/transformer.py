@@ -1,0 +1,83 @@
+"""The pre-LN Transformer shared by CLIP's towers, the prior and the decoder's caption encoder.
+
+(1) x = x + Attention(LN(x));   x = x + MLP(LN(x))            GPT-2's order (Radford et al., 2019)
+(2) quick_gelu(x) = x sigmoid(1.702 x)                        the activation of OpenAI's CLIP weights
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from unclip_jax.nn.attention import Implementation, SelfAttention
+from unclip_jax.nn.norms import layer_norm
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+def activate(x: Float[Array, "..."], activation: Activation) -> Float[Array, "..."]:
+    """The exact (erf) GELU, or equation (2)."""
+    if activation == "quick_gelu":
+        return x * jax.nn.sigmoid(1.702 * x)
+    return jax.nn.gelu(x, approximate=False)
+
+
+def causal_mask(length: int) -> Bool[Array, "1 1 n n"]:
+    """True where key <= query."""
+    return jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
+
+
+class Block(nn.Module):
+    """Equation (1)."""
+
+    heads: int
+    activation: Activation
+    dtype: jnp.dtype
+    implementation: Implementation
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "#b 1 #n n"] | None) -> Float[Array, "b n d"]:
+        width = x.shape[-1]
+        h = layer_norm(self.dtype, "norm_attention")(x)
+        x = x + SelfAttention(self.heads, self.dtype, self.implementation, name="attention")(h, mask)
+        h = layer_norm(self.dtype, "norm_mlp")(x)
+        h = activate(nn.Dense(4 * width, dtype=self.dtype, name="fc")(h), self.activation)
+        return x + nn.Dense(width, dtype=self.dtype, name="proj")(h)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks, one after another, or scanned with their parameters stacked on a leading axis.
+
+    `scan` keeps compile time constant in depth; `remat` recomputes each block in the backward pass, so that memory
+    grows by one activation per block instead of about fifteen.
+    """
+
+    depth: int
+    heads: int
+    activation: Activation = "gelu"
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    scan: bool = False
+    implementation: Implementation = "xla"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "#b 1 #n n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        arguments = dict(
+            heads=self.heads, activation=self.activation, dtype=self.dtype, implementation=self.implementation
+        )
+        if not self.scan:
+            for i in range(self.depth):
+                x = block(**arguments, name=f"block_{i}")(x, mask)
+            return x
+        scanned = nn.scan(
+            lambda layer, carry, _: (layer(carry, mask), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+        )
+        return scanned(block(**arguments, name="blocks"), x, None)[0]

@@ -1,0 +1,1 @@
+"""Training: the state, one step for every stage, the loop, checkpoints and metrics."""

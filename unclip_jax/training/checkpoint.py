@@ -1,0 +1,263 @@
+"""Checkpoints of a run: Orbax items `state` (arrays) and `meta` (JSON: config, versions and more) per step.
+
+Saving is asynchronous: the arrays are copied to the host, then written while training goes on, and a
+checkpoint counts only once its folder has lost its temporary name. A process killed while writing loses only
+that one.
+"""
+
+import dataclasses
+import errno
+import fnmatch
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+from unclip_jax.errors import UserError
+from unclip_jax.training.state import State
+
+FOLDER = "checkpoints"
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+# What a run may change when it carries on. The rest decides the numbers, so it belongs to the run.
+_MAY_CHANGE = (
+    "run.workdir", "run.steps", "run.*_every", "run.keep", "run.mesh.*", "run.tensorboard",
+    "optim.learning_rate", "optim.clip_norm", "optim.accumulate", "optim.on_nonfinite", "optim.max_skips",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a checkpoint says about itself, JSON throughout."""
+
+    kind: str
+    """The stage: "clip", "prior", "decoder" or "upsampler"."""
+    config: dict[str, Any]
+    """The whole resolved config of the run (`unclip_jax.config.to_json`), enough to rebuild the model."""
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What else belongs to the weights, such as the tokenizer."""
+    may_change: tuple[str, ...] = ()
+    """Further config paths (shell patterns, "data.num_workers") that a resumed run may change."""
+
+
+def versions() -> dict[str, str]:
+    """The versions that shaped the numbers, for the record."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in _PACKAGES
+    }
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `workdir`/checkpoints; close it when done, it owns threads."""
+
+    def __init__(self, workdir: str | Path, *, meta: Meta, keep: int):
+        """Opens or creates the folder; raises UserError when it cannot be written."""
+        self._folder = Path(workdir).absolute() / FOLDER
+        self._meta = meta
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_not_orbax)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
+        except OSError as error:
+            raise UserError(
+                f"cannot write checkpoints to {self._folder}: {error.strerror}; choose another workdir"
+            ) from error
+
+    def latest_step(self) -> int | None:
+        """The newest step that is saved whole, or None."""
+        return max(_committed_steps(self._folder), default=None)
+
+    def reached_preemption(self, step: int) -> bool:
+        """True, on every process at the same step, once one of several processes was told to end."""
+        return self._manager.reached_preemption(step)
+
+    def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
+        """Starts saving; `progress` (JSON) comes back with `restore`.
+
+        Raises UserError if this save or the one before, which it waits for, could not be written.
+        """
+        meta = {
+            "step": step, "kind": self._meta.kind, "config": self._meta.config, "extra": self._meta.extra,
+            "progress": progress, "versions": versions(),
+        }  # fmt: skip
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        try:
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:
+            raise self._save_failed(error) from error
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk; raises UserError if it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._save_failed(error) from error
+
+    def restore(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
+        """The newest readable state, laid out as `abstract` says, and its progress; None if nothing is saved.
+
+        A newest checkpoint that cannot be read is warned about and set aside, and the one before is taken.
+        Raises UserError when none can be read, and when the checkpoint belongs to another config.
+        """
+        problems = {}
+        for step in sorted(_committed_steps(self._folder), reverse=True):
+            try:
+                meta = _read_meta(self._folder / str(step))
+                self._check_same_run(meta)
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                state = self._manager.restore(step, args=args).state
+            except UserError:
+                raise
+            except Exception as error:
+                problems[step] = _first_line(error)
+                continue
+            for bad, problem in problems.items():
+                warnings.warn(
+                    f"checkpoint {bad} cannot be read ({problem}); going on from step {step}", stacklevel=2
+                )
+                self._set_aside(bad)
+            return state, meta["progress"]
+        if problems:
+            step, problem = next(iter(problems.items()))
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read (step {step}: {problem}); "
+                "restore the folder from a copy, or choose another workdir"
+            )
+        return None
+
+    def close(self) -> None:
+        """Stops the threads; call `wait` before, to learn whether the last save succeeded."""
+        self._manager.close()
+
+    def _check_same_run(self, meta: dict[str, Any]) -> None:
+        if meta["kind"] != self._meta.kind:
+            raise UserError(
+                f"{self._folder} holds a {meta['kind']} run, not a {self._meta.kind}; choose another workdir"
+            )
+        saved, now = _flatten(meta["config"]), _flatten(self._meta.config)
+        for name in sorted(saved.keys() | now.keys()):
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in _MAY_CHANGE + self._meta.may_change):
+                continue
+            if saved.get(name) != now.get(name):
+                raise UserError(
+                    f"{name} is {now.get(name)!r}, but the run in {self._folder} was started with "
+                    f"{saved.get(name)!r}; give the same value, or choose another workdir"
+                )
+
+    def _set_aside(self, step: int) -> None:
+        aside = self._folder.with_name(f"{FOLDER}.unreadable")
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            (self._folder / str(step)).rename(aside / str(step))
+        multihost_utils.sync_global_devices("unreadable checkpoint set aside")
+        self._manager.reload()
+
+    def _save_failed(self, error: Exception) -> UserError:
+        last = self.latest_step()
+        good = (
+            "no checkpoint is saved yet"
+            if last is None
+            else f"the checkpoint of step {last} is whole and usable"
+        )
+        if _is_disk_full(error):
+            return UserError(
+                f"the disk is full, {self._folder} could not take a checkpoint; {good}; free some space"
+            )
+        return UserError(f"a checkpoint could not be saved in {self._folder}: {_first_line(error)}; {good}")
+
+
+def load_params(
+    path: str | Path, which: Literal["ema", "params"] = "ema", step: int | None = None
+) -> tuple[PyTree, dict[str, Any]]:
+    """Parameters alone, for sampling: works on one device whatever mesh and optimiser they were trained with.
+
+    Args:
+        path: the run's workdir.
+        which: the moving average or the parameters in training.
+        step: the newest if None.
+
+    Returns:
+        Nested dicts of arrays on the default device, and the checkpoint's meta (keys step, kind, config,
+        extra, versions).
+
+    Raises:
+        UserError: nothing saved there, no such step, or not readable.
+    """
+    folder = Path(path).absolute() / FOLDER
+    steps = _committed_steps(folder)
+    if not steps:
+        raise UserError(f"no checkpoint in {folder}; give the workdir of a run that has saved one")
+    step = max(steps) if step is None else step
+    if step not in steps:
+        raise UserError(
+            f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, sorted(steps)))}"
+        )
+    try:
+        meta = _read_meta(folder / str(step))
+        handler = ocp.PyTreeCheckpointHandler()
+        item = {which: handler.metadata(folder / str(step) / "state").tree[which]}
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+        tree = handler.restore(folder / str(step) / "state", args=args)
+    except Exception as error:
+        raise UserError(f"checkpoint {step} in {folder} cannot be read: {_first_line(error)}") from error
+    return jax.device_put(tree[which]), meta
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    # Orbax logs the tracebacks of what fails, and raises it too; the one line made of it here is enough.
+    return "orbax" not in record.pathname and "orbax" not in record.getMessage()
+
+
+def _committed_steps(folder: Path) -> set[int]:
+    """Steps whose folder has its final name: Orbax renames it from a temporary one when all is on disk."""
+    if not folder.is_dir():
+        return set()
+    return {int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir()}
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(folder / "meta", args=ocp.args.JsonRestore())
+
+
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        # JSON has no tuples: compare what would come back.
+        return {prefix: list(config) if isinstance(config, tuple) else config}
+    flat = {}
+    for name, value in config.items():
+        flat |= _flatten(value, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def _first_line(error: Exception) -> str:
+    # tensorstore ends its lines with what the system said, then its own settings in brackets.
+    line = (str(error).strip().splitlines() or [""])[0].split(" [")[0]
+    return f"{type(error).__name__}: {line if len(line) <= 200 else '...' + line[-200:]}"
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    while error is not None:
+        # tensorstore gives the system's words, not its number.
+        if getattr(error, "errno", None) in numbers or any(
+            os.strerror(number) in str(error) for number in numbers
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

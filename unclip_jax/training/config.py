@@ -1,0 +1,93 @@
+"""What every training run has in common: the optimiser (paper, table 3) and the run itself."""
+
+import dataclasses
+from typing import Literal
+
+from unclip_jax.errors import UserError
+from unclip_jax.parallel.mesh import MeshSpec
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise UserError(problem)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with warm-up, gradient clipping and an exponential moving average of the parameters."""
+
+    learning_rate: float = 1.2e-4
+    """The rate after the warm-up."""
+    warmup_steps: int = 1000
+    """Steps over which the rate rises linearly from 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The rate after the warm-up: constant, or a cosine that reaches 0 at the last step of the run."""
+    beta1: float = 0.9
+    """Decay of Adam's first moment."""
+    beta2: float = 0.999
+    """Decay of Adam's second moment."""
+    eps: float = 1e-8
+    """Added to the root of Adam's second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the kernels; norms, biases and embeddings are left alone."""
+    clip_norm: float | None = 1.0
+    """Largest global norm of the gradient; None leaves it as it is."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged parameters that sampling uses; warms up as (1 + step) / (10 + step)."""
+    accumulate: int = 1
+    """Microbatches that a step splits the batch into, to save memory; the update is the whole batch's."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do about a step whose loss or gradient is not finite; it never changes the parameters."""
+    max_skips: int = 10
+    """With "skip", stop after this many skipped steps in a row."""
+
+    def __post_init__(self):
+        _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
+        _require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
+        for name in ("beta1", "beta2", "ema_decay"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"{name} is {value}; it must be at least 0 and below 1")
+        _require(self.eps > 0, f"eps is {self.eps}; it must be above 0")
+        _require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; it must be 0 or more")
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"clip_norm is {self.clip_norm}; it must be above 0, or None for no clipping",
+        )
+        _require(self.accumulate >= 1, f"accumulate is {self.accumulate}; it must be 1 or more")
+        _require(self.max_skips >= 1, f"max_skips is {self.max_skips}; it must be 1 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives, how long it lasts and what it leaves behind."""
+
+    workdir: str
+    """Folder of the run: checkpoints, metrics, samples. A run that finds its checkpoints there resumes."""
+    steps: int
+    """Optimiser steps of the whole run."""
+    seed: int = 0
+    """Seeds the initial parameters and, folded with the step and the row, every random draw."""
+    log_every: int = 100
+    """Steps that one line of metrics averages over."""
+    save_every: int = 1000
+    """Steps between checkpoints; the last step is always saved."""
+    sample_every: int = 0
+    """Steps between preview images; 0 draws none."""
+    keep: int = 3
+    """Newest checkpoints to keep."""
+    mesh: MeshSpec = MeshSpec()
+    """How the devices are laid out."""
+    tensorboard: bool = True
+    """Also write the metrics and previews for TensorBoard, if tensorboardX is installed."""
+
+    def __post_init__(self):
+        _require(bool(self.workdir), "workdir is empty; name a folder for the run")
+        _require(
+            "://" not in self.workdir,
+            f"workdir is {self.workdir}; mount the bucket and name the mounted folder",
+        )
+        for name in ("steps", "log_every", "save_every", "keep"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} is {value}; it must be 1 or more")
+        _require(self.sample_every >= 0, f"sample_every is {self.sample_every}; it must be 0 (none) or more")
+        _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be at least 0 and below 2**32")

@@ -1,0 +1,173 @@
+"""The training loop of every stage: resume, compile, step, log, save.
+
+A run is a folder (`RunConfig.workdir`): config.json, metrics.jsonl, checkpoints/, samples/, tensorboard/.
+Starting it again carries on from its newest checkpoint, bit for bit as if it had never stopped.
+"""
+
+import contextlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from unclip_jax.errors import UserError
+from unclip_jax.files import replacing
+from unclip_jax.images import save_png
+from unclip_jax.parallel.mesh import make_mesh
+from unclip_jax.parallel.rules import REPLICATE, Rules
+from unclip_jax.parallel.step import compile_step, put_batch, replicated
+from unclip_jax.training.checkpoint import Checkpoints, Meta
+from unclip_jax.training.config import OptimConfig, RunConfig
+from unclip_jax.training.metrics import Delayed, MetricLogger
+from unclip_jax.training.stage import Preview, Stage
+from unclip_jax.training.state import State, abstract_state, init, state_shardings
+from unclip_jax.training.step import make_step
+
+Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
+
+
+def train(
+    stage: Stage,
+    frozen: PyTree,
+    batches: Batches,
+    *,
+    optim: OptimConfig,
+    run: RunConfig,
+    meta: Meta,
+    preview: Preview | None = None,
+    rules: Rules = REPLICATE,
+) -> State:
+    """Trains `stage` to `run.steps` steps and returns the final state.
+
+    Args:
+        frozen: what `stage.loss` needs and does not train; {} if nothing.
+        batches: step -> iterator over this process's rows of the global batches of that step and on.
+        meta: what every checkpoint says about itself; its config is compared when a run resumes.
+        preview: drawn every `run.sample_every` steps from the moving average.
+        rules: where the parameters live on the mesh.
+
+    SIGTERM and SIGINT end the step, save and leave with SystemExit(0). Raises UserError for a loss that is
+    not finite (see `OptimConfig.on_nonfinite`), a full disk, a config that differs from the run's, and data
+    that ends too early.
+    """
+    mesh = make_mesh(run.mesh)
+    workdir = Path(run.workdir)
+    checkpoints = Checkpoints(workdir, meta=meta, keep=run.keep)
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)
+
+        abstract = abstract_state(stage, optim, mesh, rules)
+        restored = checkpoints.restore(abstract)
+        if restored is None:
+            state, window = init(stage, optim, mesh, jax.random.key(run.seed), rules), {}
+        else:
+            state, window = restored
+        start_step = int(state.step)
+        if start_step >= run.steps:
+            return state
+
+        first = jax.process_index() == 0
+        if first:
+            with replacing(workdir / "config.json") as draft:
+                draft.write_text(
+                    json.dumps({"kind": meta.kind, **meta.config}, indent=2) + "\n", encoding="utf-8"
+                )
+        frozen = jax.device_put(frozen, replicated(mesh))
+        step_fn = make_step(stage, optim, total_steps=run.steps, seed=run.seed)
+        compiled = compile_step(step_fn, mesh, state_shardings(abstract))
+
+        iterator = batches(start_step)
+        stack.callback(getattr(iterator, "close", lambda: None))
+        batch = _next_batch(iterator, start_step)
+        batch_size = len(jax.tree.leaves(batch)[0]) * jax.process_count()
+        logger = MetricLogger(
+            run, start_step=start_step, batch_size=batch_size, window=window, quiet=not first
+        )
+        stack.callback(logger.close)
+        if restored is not None:
+            logger.say(f"carrying on from step {start_step} in {workdir}")
+        stop = stack.enter_context(_StopSignals())
+        delayed = Delayed()
+
+        def settle(finished: tuple[int, dict[str, float]] | None) -> None:
+            if finished is not None:
+                _check_finite(*finished, optim, checkpoints)
+                logger.add(*finished)
+
+        for step in range(start_step + 1, run.steps + 1):
+            state, metrics = compiled(state, frozen, put_batch(batch, mesh))
+            settle(delayed.swap(step, metrics))
+
+            stopping = stop.received or checkpoints.reached_preemption(step)
+            if stopping or step % run.save_every == 0 or step == run.steps:
+                # Settled first: a state whose own step failed is never saved.
+                settle(delayed.take())
+                checkpoints.save(step, state, logger.window)
+            if preview is not None and run.sample_every and step % run.sample_every == 0:
+                grid = preview(state.ema, frozen, step)
+                if grid is not None and first:
+                    save_png(workdir / "samples" / f"step_{step:06d}.png", grid, {"step": str(step)})
+                    logger.image(step, grid)
+            if stopping:
+                checkpoints.wait()
+                logger.say(f"stopped and saved at step {step}; run the same command again to carry on")
+                raise SystemExit(0)
+            if step < run.steps:
+                batch = _next_batch(iterator, step)
+        checkpoints.wait()
+    return state
+
+
+class _StopSignals:
+    """Notes SIGTERM and SIGINT while entered; a second SIGINT interrupts at once.
+
+    Several processes must stop at the same step: `Checkpoints.reached_preemption` sees to that, and JAX's own
+    handler takes the SIGTERM.
+    """
+
+    received = False
+
+    def __enter__(self):
+        self._previous: dict[int, Any] = {}
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._previous = {
+                number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+            }
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _frame):
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+def _next_batch(iterator: Iterator, step: int) -> dict[str, np.ndarray]:
+    try:
+        return next(iterator)
+    except StopIteration:
+        raise UserError(f"the data ended at step {step}; repeat it, or lower run.steps to {step}") from None
+
+
+def _check_finite(step: int, metrics: dict[str, float], optim: OptimConfig, checkpoints: Checkpoints) -> None:
+    skipped = int(metrics["skipped"])
+    if skipped == 0 or (optim.on_nonfinite == "skip" and skipped < optim.max_skips):
+        return
+    checkpoints.wait()
+    last = checkpoints.latest_step()
+    raise UserError(
+        f"step {step}: the loss is {metrics['loss']:g} and the gradient norm {metrics['grad_norm']:g}"
+        + (f", {skipped} steps in a row" if optim.on_nonfinite == "skip" else "")
+        + "; try a lower optim.learning_rate, check the data, compute in float32 instead of bfloat16"
+        + ("" if optim.on_nonfinite == "skip" else ", or set optim.on_nonfinite to skip")
+        + ("" if last is None else f"; the checkpoint of step {last} is whole")
+    )

@@ -1,0 +1,163 @@
+"""Metrics of a run: always `metrics.jsonl` and the console, TensorBoard where it is installed.
+
+A line averages the steps since the line before. The values of a step are fetched only when the next step has
+been dispatched, so that logging never keeps the device waiting.
+"""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from unclip_jax.files import replacing
+from unclip_jax.training.config import RunConfig
+
+FILE = "metrics.jsonl"
+
+
+class MetricLogger:
+    """Averages, writes and prints the metrics of one process; `quiet` processes average only.
+
+    `window` is its whole memory: JSON, saved with each checkpoint, so that a resumed run writes the lines
+    that it would have written.
+    """
+
+    def __init__(
+        self, run: RunConfig, *, start_step: int, batch_size: int, window: dict[str, Any], quiet: bool
+    ):
+        self._run = run
+        self._batch_size = batch_size
+        self._window: dict[str, list[float]] = {name: list(pair) for name, pair in window.items()}
+        self._clock: tuple[int, float] | None = None
+        self._tty = sys.stdout.isatty()
+        self._file = None
+        self._board = None
+        if not quiet:
+            path = Path(run.workdir) / FILE
+            _drop_lines_after(path, start_step)
+            self._file = open(path, "a", encoding="utf-8")
+            self._board = _tensorboard(run, start_step) if run.tensorboard else None
+
+    @property
+    def window(self) -> dict[str, list[float]]:
+        """{metric: [sum, count]} since the last line."""
+        return {name: list(pair) for name, pair in self._window.items()}
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Takes the metrics of one finished step (steps done, this one included); writes every `log_every`.
+
+        Values that are not finite (a metric without examples, a skipped step) are left out of the average.
+        """
+        if self._clock is None:
+            # The first step compiles: the rate starts after it.
+            self._clock = (step, time.monotonic())
+        for name, value in values.items():
+            pair = self._window.setdefault(name, [0.0, 0.0])
+            if math.isfinite(value):
+                pair[0] += value
+                pair[1] += 1
+        if step % self._run.log_every == 0 or step == self._run.steps:
+            self._write(step)
+            self._window = {}
+
+    def image(self, step: int, grid: np.ndarray) -> None:
+        """Shows a uint8 image [h w 3] in TensorBoard."""
+        if self._board is not None:
+            self._board.add_image("samples", grid, step, dataformats="HWC")
+
+    def say(self, line: str) -> None:
+        """Prints a line of its own, clear of the progress line."""
+        if self._file is not None:
+            print(f"\n{line}" if self._tty and self._clock else line, flush=True)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, step: int) -> None:
+        if self._file is None or self._clock is None:
+            return
+        window = sorted(self._window.items(), key=lambda item: (item[0] != "loss", item[0]))
+        means = {name: total / count if count else None for name, (total, count) in window}
+        since, started = self._clock
+        seconds = time.monotonic() - started
+        rate = (step - since) / seconds if step > since and seconds > 0 else None
+        self._clock = (step, time.monotonic())
+        images = rate and rate * self._batch_size
+        self._file.write(
+            json.dumps({"step": step, **means, "images_per_second": images}, allow_nan=False) + "\n"
+        )
+        self._file.flush()
+        if self._board is not None:
+            for name, value in means.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+        self._print(step, means, rate)
+
+    def _print(self, step: int, means: dict[str, float | None], rate: float | None) -> None:
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if value is not None)
+        line = f"step {step}/{self._run.steps} ({step / self._run.steps:.0%})  {shown}"
+        if rate:
+            left = (self._run.steps - step) / rate
+            line += f"  {rate * self._batch_size:.1f} images/s  {_duration(left)} left"
+        if self._tty:
+            print(f"\r\033[K{line}", end="\n" if step == self._run.steps else "", flush=True)
+        else:
+            print(line, flush=True)
+
+
+class Delayed:
+    """Holds one step's metrics on the device until the next step is under way."""
+
+    def __init__(self):
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def swap(self, step: int, metrics: dict[str, jax.Array]) -> tuple[int, dict[str, float]] | None:
+        """Takes the metrics of `step` and gives those of the step before, fetched."""
+        before, self._pending = self.take(), (step, metrics)
+        return before
+
+    def take(self) -> tuple[int, dict[str, float]] | None:
+        """Gives what is held, fetched; waits for that step to end."""
+        if self._pending is None:
+            return None
+        (step, metrics), self._pending = self._pending, None
+        return step, {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keeps the whole lines of `path` up to `step`; a run that lost some steps writes them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            # A line that a killed process left half written.
+            continue
+    with replacing(path) as draft:
+        draft.write_text("".join(kept), encoding="utf-8")
+
+
+def _tensorboard(run: RunConfig, start_step: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        print("tensorboardX is not installed: metrics go to metrics.jsonl and the console only", flush=True)
+        return None
+    return SummaryWriter(str(Path(run.workdir) / "tensorboard"), purge_step=start_step + 1)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -1,0 +1,167 @@
+"""What the stages share: where examples come from, what is drawn for each, and the metrics of a diffusion loss."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from unclip_jax.bundle import store
+from unclip_jax.bundle.parts import identity
+from unclip_jax.config import from_json
+from unclip_jax.data.pipeline import BatchSpec, batches
+from unclip_jax.data.sources import Source, open_source
+from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.errors import UserError
+from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.training.checkpoint import FOLDER, load_params
+from unclip_jax.training.stage import StageMetrics
+from unclip_jax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where examples come from and how many make a batch."""
+
+    source: str = "captioned_shapes"
+    """"captioned_shapes", or a folder of images with captions (x.jpg + x.txt, metadata.jsonl or metadata.csv)."""
+    split: str = "train"
+    """"train", "test" (of a folder), "test_seen" or "test_unseen" (of captioned_shapes)."""
+    data_dir: str = "data"
+    """Where captioned_shapes is built and kept."""
+    batch_size: int
+    """Examples in the global batch, over all hosts."""
+    flip: bool = False
+    """Mirror half of the images. Not for captions that say left and right."""
+    max_bad_share: float = 0.01
+    """Largest share of a folder's images that may be unreadable or without a caption."""
+    num_workers: int = 0
+    """Reader processes; 0 reads in this one."""
+    num_threads: int = 2
+    """Reading threads of each process."""
+    seed: int = 0
+    """Of the order, the crops and the flips."""
+    num_train: int = 60_000
+    """Training examples of captioned_shapes, where it has to be built."""
+    resolution: int = 128
+    """Side in pixels of captioned_shapes' images."""
+
+    def open(self, *, captions: bool) -> Source:
+        """The source of records; raises UserError where there is none, or too much of it is broken."""
+        if self.source == "captioned_shapes":
+            options = {"resolution": self.resolution, "num_train": self.num_train}
+        else:
+            options = {"max_bad_share": self.max_bad_share, "captions": captions}
+        source = open_source(self.source, self.split, self.data_dir, **options)
+        report = getattr(source, "report", None)
+        if report is not None and report()["bad"]:
+            print(f"left out of {self.source}: {report()}")
+        return source
+
+    def batches(
+        self,
+        source: Source,
+        tokenizer: Tokenizer | None,
+        start_step: int,
+        *,
+        sizes: tuple[int, ...],
+        crop: int | None = None,
+        context: int | None = None,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """This host's rows of the global batches from `start_step` on."""
+        spec = BatchSpec(
+            batch_size=self.batch_size,
+            sizes=tuple(dict.fromkeys(sizes)),
+            crop=crop,
+            context=context,
+            flip=self.flip,
+            seed=self.seed,
+        )
+        return batches(
+            source,
+            tokenizer,
+            spec,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=self.num_workers,
+            num_threads=self.num_threads,
+        )
+
+
+READING = ("data.data_dir", "data.num_workers", "data.num_threads", "data.max_bad_share")
+"""What a resumed run may change about its data."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrozenCLIP:
+    """A trained CLIP that a later stage listens to; `identity` tells its embedding space from another's."""
+
+    spec: CLIPSpec
+    params: Params = dataclasses.field(repr=False)
+    tokenizer: Tokenizer
+    identity: str
+
+    @classmethod
+    def load(cls, where: str) -> "FrozenCLIP":
+        """From the workdir of a CLIP run (its moving average), a bundle's folder or a shipped bundle's name."""
+        if not where:
+            raise UserError("no CLIP given; set --clip to the workdir of a CLIP run or to a bundle")
+        if (Path(where) / FOLDER).is_dir():
+            params, meta = load_params(where)
+            if meta["kind"] != "clip":
+                raise UserError(f"{where} is a {meta['kind']} run; set --clip to the workdir of a CLIP run")
+            return cls(
+                spec=from_json(CLIPSpec, meta["config"]["model"], f"{where}: model"),
+                params=params,
+                tokenizer=from_json(Tokenizer, meta["extra"]["tokenizer"], f"{where}: tokenizer"),
+                identity=identity(params),
+            )
+        bundle = store.load(where, parts=("clip",))
+        part = bundle.part("clip")
+        if not isinstance(part.spec, CLIPSpec) or bundle.tokenizer is None or part.clip_identity is None:
+            raise UserError(f"{where} has no CLIP with a tokenizer; choose another bundle")
+        return cls(
+            spec=part.spec, params=part.params, tokenizer=bundle.tokenizer, identity=part.clip_identity
+        )
+
+
+@functools.partial(jax.vmap, in_axes=(0, None))
+def stream(key: Key[Array, ""], index: int) -> Key[Array, ""]:
+    """One of an example's independent streams of randomness: its timestep, noise, dropped conditions, ..."""
+    return jax.random.fold_in(key, index)
+
+
+TIMESTEP, NOISE, DROP_IMAGE, DROP_CAPTION, DEGRADE, DROPOUT = range(6)
+"""The streams."""
+
+
+def draw_timesteps(keys: Key[Array, " b"], num_steps: int) -> Int[Array, " b"]:
+    """Uniform in [0, num_steps), one per example."""
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_steps))(stream(keys, TIMESTEP))
+
+
+def draw_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """Standard normal, one array of `shape` per example."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(stream(keys, NOISE))
+
+
+def draw_drop(keys: Key[Array, " b"], rate: float, which: int) -> Bool[Array, " b"]:
+    """True with probability `rate`, one per example, from the stream `which`."""
+    return jax.vmap(lambda key: jax.random.bernoulli(key, rate))(stream(keys, which))
+
+
+def diffusion_metrics(
+    terms: dict[str, Float[Array, " b"]], t: Int[Array, " b"], num_steps: int
+) -> StageMetrics:
+    """Each term of a diffusion loss, and "mse" again in four quarters of the timesteps (q0 has the least noise)."""
+    metrics = {name: (value, jnp.ones_like(value)) for name, value in terms.items()}
+    quarter = t * 4 // num_steps
+    for i in range(4):
+        metrics[f"mse_q{i}"] = (terms["mse"], (quarter == i).astype(jnp.float32))
+    return metrics
+

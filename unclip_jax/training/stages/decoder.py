@@ -1,0 +1,189 @@
+"""Training the decoder: P(x | z_i, y) at the base resolution (2204.06125, section 2.1).
+
+z_i comes from a frozen CLIP, of the same image at CLIP's own resolution. For guidance z_i is dropped for `drop_image`
+of the examples and the caption, independently, for `drop_caption` of them.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree, UInt8
+
+from unclip_jax.config import to_json
+from unclip_jax.diffusion.gaussian import Process, ProcessSpec
+from unclip_jax.diffusion.losses import Weighting, loss
+from unclip_jax.diffusion.noise import KeyNoise
+from unclip_jax.diffusion.samplers import DDIM, sample
+from unclip_jax.images import grid, to_float, to_uint8
+from unclip_jax.models import clip, unet
+from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.models.unet import UNet, UNetCond, UNetSpec
+from unclip_jax.training.checkpoint import Meta
+from unclip_jax.training.config import OptimConfig, RunConfig
+from unclip_jax.training.loop import train
+from unclip_jax.training.stage import Batch, Preview, StageMetrics
+from unclip_jax.training.stages import common
+from unclip_jax.training.stages.common import READING, DataConfig, FrozenCLIP
+from unclip_jax.training.state import State
+from unclip_jax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """A decoder run."""
+
+    model: UNetSpec
+    """The network. Its embed_dim and vocabulary (or text_width) are taken from the CLIP."""
+    process: ProcessSpec = ProcessSpec(variance="learned_range")
+    """The diffusion over pixels."""
+    data: DataConfig
+    """Where pairs come from."""
+    optim: OptimConfig
+    """The optimiser."""
+    run: RunConfig
+    """The run."""
+    clip: str = ""
+    """The frozen CLIP: the workdir of a CLIP run, or a bundle."""
+    drop_image: float = 0.1
+    """Share of examples that train without z_i."""
+    drop_caption: float = 0.5
+    """Share of examples that train without their caption."""
+    weighting: Weighting = "none"
+    """How timesteps are weighted in the loss."""
+    sampling: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Sampling defaults that a bundle takes over, such as steps and guidance_scale."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderStage:
+    """The decoder's loss. `frozen` is {"clip": parameters}."""
+
+    spec: UNetSpec
+    process: Process
+    clip_spec: CLIPSpec
+    drop_image: float
+    drop_caption: float
+    weighting: Weighting
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        return unet.init_params(self.spec, key)
+
+    def encode(self, frozen: PyTree, batch: Batch) -> UNetCond:
+        """What the decoder is told about the images of a batch, nothing dropped."""
+        images = to_float(batch[f"image_{self.clip_spec.vision.image_size}"])
+        z_i = clip.encode_image(self.clip_spec, frozen["clip"], images)
+        return decoder_cond(self.spec, self.clip_spec, frozen["clip"], z_i, batch["tokens"], batch["mask"])
+
+    def loss(
+        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[Float[Array, " b"], StageMetrics]:
+        x_0 = to_float(batch[f"image_{self.spec.image_size}"])
+        t = common.draw_timesteps(keys, self.process.schedule.num_steps)
+        noise = common.draw_noise(keys, x_0.shape[1:])
+        cond = self.encode(frozen, batch)
+        cond = cond.replace(
+            drop_image=common.draw_drop(keys, self.drop_image, common.DROP_IMAGE),
+            drop_text=None
+            if cond.drop_text is None
+            else common.draw_drop(keys, self.drop_caption, common.DROP_CAPTION),
+        )
+
+        def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
+            dropout_keys = common.stream(keys, common.DROPOUT)
+            return UNet(self.spec).apply({"params": params}, x_t, t, cond, dropout_keys)
+
+        per_example, terms = loss(self.process, model_fn, x_0, t, noise, cond, weighting=self.weighting)
+        return per_example, common.diffusion_metrics(terms, t, self.process.schedule.num_steps)
+
+
+def decoder_cond(
+    spec: UNetSpec,
+    clip_spec: CLIPSpec,
+    clip_params: Params,
+    z_i: Float[Array, "b d"],
+    tokens: Array,
+    mask: Array,
+) -> UNetCond:
+    """What the decoder is told: z_i and the caption in the form its spec asks for. For training and sampling."""
+    no_drop = jnp.zeros(len(z_i), bool)
+    cond = UNetCond(z_i=z_i, drop_image=no_drop)
+    if spec.text is not None:
+        return cond.replace(tokens=tokens, mask=mask, drop_text=no_drop)
+    if spec.text_width is not None:
+        text = clip.encode_text(clip_spec, clip_params, tokens)
+        return cond.replace(hidden=text.hidden, z_t=text.z_t, mask=mask, drop_text=no_drop)
+    return cond
+
+
+def train_decoder(config: DecoderConfig) -> State:
+    """Trains a decoder under a frozen CLIP; see `unclip_jax.training.loop.train`."""
+    frozen_clip = FrozenCLIP.load(config.clip)
+    clip_spec = frozen_clip.spec
+    spec = dataclasses.replace(config.model, embed_dim=clip_spec.embed_dim)
+    if spec.text is not None:
+        text = dataclasses.replace(
+            spec.text, vocab_size=clip_spec.text.vocab_size, eos_id=clip_spec.text.eos_id, context=clip_spec.text.context
+        )
+        spec = dataclasses.replace(spec, text=text)
+    if spec.text_width is not None:
+        spec = dataclasses.replace(spec, text_width=clip_spec.text.width)
+    config = dataclasses.replace(config, model=spec)
+    source = config.data.open(captions=True)
+
+    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        return config.data.batches(
+            source,
+            frozen_clip.tokenizer,
+            start_step,
+            sizes=(spec.image_size, clip_spec.vision.image_size),
+            context=clip_spec.text.context,
+        )
+
+    stage = DecoderStage(
+        spec, config.process.build(), clip_spec, config.drop_image, config.drop_caption, config.weighting
+    )
+    meta = Meta(
+        kind="decoder",
+        config=to_json(config),
+        extra={
+            "tokenizer": to_json(frozen_clip.tokenizer),
+            "clip_identity": frozen_clip.identity,
+            "sampling": config.sampling,
+        },
+        may_change=(*READING, "clip", "sampling.*"),
+    )
+    frozen = {"clip": frozen_clip.params}
+    preview = sample_preview(stage, batches)
+    return train(stage, frozen, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
+
+
+def sample_preview(stage: DecoderStage, batches) -> Preview:
+    """Eight real images above what the decoder draws from their z_i and captions (16 DDIM steps, no guidance)."""
+
+    @jax.jit
+    def draw(params: Params, frozen: PyTree, batch: Batch) -> Array:
+        cond = stage.encode(frozen, batch)
+        shape = batch[f"image_{stage.spec.image_size}"].shape
+
+        def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
+            return UNet(stage.spec).apply({"params": params}, x_t, t, cond)
+
+        noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(shape[0]))
+        return sample(stage.process, model_fn, cond, DDIM(steps=16), noise, shape=shape)
+
+    examples: list[Batch] = []
+
+    def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
+        del step
+        if not examples:
+            iterator = batches(0)
+            examples.append({name: value[:8] for name, value in next(iterator).items()})
+            iterator.close()
+        real = np.asarray(examples[0][f"image_{stage.spec.image_size}"])
+        drawn = to_uint8(np.asarray(draw(params, frozen, examples[0])))
+        return grid(np.concatenate([real, drawn]), columns=len(real))
+
+    return preview

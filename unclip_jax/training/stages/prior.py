@@ -1,0 +1,240 @@
+"""Training the diffusion prior on the embeddings of a frozen CLIP (2204.06125, section 2.2, equation 2).
+
+(1) L = E_t |f(z^(t), t, y) - z|^2,   z = normalise(z_i)       `EmbeddingStats`, measured before the first step
+
+The caption, z_t and hidden states alike, is dropped for `drop_caption` of the examples.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree, UInt8
+
+from unclip_jax.config import to_json
+from unclip_jax.diffusion.gaussian import Process, ProcessSpec
+from unclip_jax.diffusion.losses import Weighting, loss
+from unclip_jax.diffusion.noise import KeyNoise
+from unclip_jax.diffusion.guidance import Threshold
+from unclip_jax.diffusion.samplers import DDIM, sample
+from unclip_jax.images import to_float
+from unclip_jax.models import clip, prior
+from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.models.prior import EmbeddingStats, Prior, PriorCond, PriorSpec
+from unclip_jax.training.checkpoint import Meta
+from unclip_jax.training.config import OptimConfig, RunConfig
+from unclip_jax.training.loop import train
+from unclip_jax.training.preview import heat_map
+from unclip_jax.training.stage import Batch, Preview, StageMetrics
+from unclip_jax.training.stages import common
+from unclip_jax.training.stages.common import READING, DataConfig, FrozenCLIP
+from unclip_jax.training.state import State
+from unclip_jax.typing import Params
+
+STATS_EXAMPLES = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """A prior run."""
+
+    model: PriorSpec
+    """The network. Its embed_dim, text_width, context and vocabulary are taken from the CLIP."""
+    process: ProcessSpec = ProcessSpec(prediction="x0")
+    """The diffusion over embeddings."""
+    data: DataConfig
+    """Where pairs come from."""
+    optim: OptimConfig
+    """The optimiser."""
+    run: RunConfig
+    """The run."""
+    clip: str = ""
+    """The frozen CLIP: the workdir of a CLIP run, or a bundle."""
+    normalise: Literal["whiten", "scale"] = "whiten"
+    """Whiten every dimension of z_i by its own mean and deviation, or scale all of them by one deviation."""
+    drop_caption: float = 0.1
+    """Share of examples that train without their caption, for guidance."""
+    weighting: Weighting = "none"
+    """How timesteps are weighted in the loss."""
+    sampling: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Sampling defaults that a bundle takes over, such as steps and guidance_scale."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorStage:
+    """Equation (1). `frozen` is {"clip": parameters, "stats": EmbeddingStats}."""
+
+    spec: PriorSpec
+    process: Process
+    clip_spec: CLIPSpec
+    drop_caption: float
+    weighting: Weighting
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        return prior.init_params(self.spec, key)
+
+    def encode(self, frozen: PyTree, batch: Batch) -> tuple[Float[Array, "b d"], PriorCond]:
+        """z_i of the images, and what the prior is told about their captions, nothing dropped."""
+        images = to_float(batch[f"image_{self.clip_spec.vision.image_size}"])
+        z_i = clip.encode_image(self.clip_spec, frozen["clip"], images)
+        return z_i, prior_cond(self.spec, self.clip_spec, frozen["clip"], batch["tokens"], batch["mask"])
+
+    def loss(
+        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[Float[Array, " b"], StageMetrics]:
+        z_i, told = self.encode(frozen, batch)
+        stats = frozen["stats"]
+        x_0 = stats.normalise(z_i)
+        t = common.draw_timesteps(keys, self.process.schedule.num_steps)
+        noise = common.draw_noise(keys, x_0.shape[1:])
+        cond = told.replace(drop=common.draw_drop(keys, self.drop_caption, common.DROP_CAPTION))
+
+        def model_fn(x_t: Array, t: Array, cond: PriorCond) -> Array:
+            return Prior(self.spec).apply({"params": params}, x_t, t, cond)
+
+        per_example, terms = loss(
+            self.process, model_fn, x_0, t, noise, cond, weighting=self.weighting
+        )
+        metrics = common.diffusion_metrics(terms, t, self.process.schedule.num_steps)
+        return per_example, metrics | self._cosines(model_fn, stats, z_i, told, noise)
+
+    def _cosines(self, model_fn, stats: EmbeddingStats, z_i: Array, told: PriorCond, noise: Array) -> StageMetrics:
+        """How well the caption alone predicts z_i: the network's best guess from pure noise, that guess for the
+        caption of the next example, and z_t itself. On an eighth of the batch, since it costs two forwards."""
+        b = len(z_i)
+        few = max(b // 8, min(b, 2))
+        some = jax.tree.map(lambda x: x[:few], told)
+        other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), some)
+        last = jnp.full(few, self.process.schedule.num_steps - 1)
+        both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), some, other)
+        noise, last = jnp.concatenate([noise[:few]] * 2), jnp.concatenate([last] * 2)
+        output = self.process.to_x0(model_fn(noise, last, both), noise, last)
+        guesses = clip.unit(stats.denormalise(jax.lax.stop_gradient(output)))
+        true = clip.unit(z_i[:few])
+        weights = (jnp.arange(b) < few).astype(jnp.float32)
+
+        def metric(z: Array) -> tuple[Array, Array]:
+            return jnp.zeros(b).at[:few].set(jnp.sum(z * true, axis=-1)), weights
+
+        return {
+            "cosine": metric(guesses[:few]),
+            "cosine_shuffled": metric(guesses[few:]),
+            "cosine_z_t": metric(clip.unit(some.z_t)),
+        }
+
+
+def prior_cond(
+    spec: PriorSpec, clip_spec: CLIPSpec, clip_params: Params, tokens: Array, mask: Array
+) -> PriorCond:
+    """What the prior is told about tokenised captions; training and sampling both call this."""
+    text = clip.encode_text(clip_spec, clip_params, tokens)
+    return PriorCond(
+        z_t=text.z_t,
+        mask=mask,
+        drop=jnp.zeros(len(tokens), bool),
+        hidden=text.hidden if spec.text is None else None,
+        tokens=None if spec.text is None else tokens,
+    )
+
+
+def train_prior(config: PriorConfig) -> State:
+    """Measures the statistics of z_i, then trains a prior; see `unclip_jax.training.loop.train`."""
+    frozen_clip = FrozenCLIP.load(config.clip)
+    clip_spec = frozen_clip.spec
+    text = config.model.text
+    if text is not None:
+        text = dataclasses.replace(
+            text, vocab_size=clip_spec.text.vocab_size, eos_id=clip_spec.text.eos_id, context=clip_spec.text.context
+        )
+    spec = dataclasses.replace(
+        config.model,
+        embed_dim=clip_spec.embed_dim,
+        text_width=clip_spec.text.width,
+        context=clip_spec.text.context,
+        text=text,
+    )
+    config = dataclasses.replace(config, model=spec)
+    source = config.data.open(captions=True)
+
+    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        return config.data.batches(
+            source,
+            frozen_clip.tokenizer,
+            start_step,
+            sizes=(clip_spec.vision.image_size,),
+            context=clip_spec.text.context,
+        )
+
+    stage = PriorStage(spec, config.process.build(), clip_spec, config.drop_caption, config.weighting)
+    stats = measure_stats(frozen_clip, batches, config.normalise)
+    meta = Meta(
+        kind="prior",
+        config=to_json(config),
+        extra={
+            "tokenizer": to_json(frozen_clip.tokenizer),
+            "clip_identity": frozen_clip.identity,
+            "stats": {"mean": np.asarray(stats.mean).tolist(), "std": np.asarray(stats.std).tolist()},
+            "sampling": config.sampling,
+        },
+        may_change=(*READING, "clip", "sampling.*"),
+    )
+    frozen = {"clip": frozen_clip.params, "stats": stats}
+    preview = cosine_preview(stage, batches)
+    return train(stage, frozen, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
+
+
+def measure_stats(frozen_clip: FrozenCLIP, batches, how: Literal["whiten", "scale"]) -> EmbeddingStats:
+    """`EmbeddingStats` over the first examples of the run, in float64; "scale" has mean 0 and one deviation."""
+    size = frozen_clip.spec.vision.image_size
+    encode = jax.jit(functools.partial(clip.encode_image, frozen_clip.spec))
+    iterator = batches(0)
+    embeddings: list[np.ndarray] = []
+    while sum(map(len, embeddings)) < STATS_EXAMPLES:
+        embeddings.append(np.asarray(encode(frozen_clip.params, to_float(next(iterator)[f"image_{size}"]))))
+    iterator.close()
+    z_i = np.concatenate(embeddings).astype(np.float64)
+    if how == "scale":
+        mean, std = np.zeros(z_i.shape[1]), np.full(z_i.shape[1], np.sqrt(np.mean(z_i**2)))
+    else:
+        mean, std = z_i.mean(0), z_i.std(0)
+    return EmbeddingStats(mean=jnp.asarray(mean, jnp.float32), std=jnp.asarray(std, jnp.float32))
+
+
+def cosine_preview(stage: PriorStage, batches) -> Preview:
+    """Cosines of 16 sampled z_i (rows) with the true ones (columns): a good prior shows a diagonal."""
+
+    @jax.jit
+    def cosines(params: Params, frozen: PyTree, batch: Batch) -> Array:
+        z_i, cond = stage.encode(frozen, batch)
+        stats = frozen["stats"]
+
+        def model_fn(x_t: Array, t: Array, cond: PriorCond) -> Array:
+            return Prior(stage.spec).apply({"params": params}, x_t, t, cond)
+
+        noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(len(z_i)))
+        z = sample(
+            stage.process,
+            model_fn,
+            cond,
+            DDIM(steps=16),
+            noise,
+            shape=z_i.shape,
+            threshold=Threshold(kind="none"),
+        )
+        return clip.unit(stats.denormalise(z)) @ clip.unit(z_i).T
+
+    examples: list[Batch] = []
+
+    def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
+        del step
+        if not examples:
+            iterator = batches(0)
+            examples.append({name: value[:16] for name, value in next(iterator).items()})
+            iterator.close()
+        return heat_map(np.asarray(cosines(params, frozen, examples[0])))
+
+    return preview

@@ -1,0 +1,147 @@
+"""Training an upsampler: P(x_high | x_low) on random crops (2204.06125, section 2.1, after SR3 and 2106.15282).
+
+The low-resolution image is made from the crop itself and degraded by `LowRes`, then enlarged by the same function that
+sampling uses on the output of the stage before. Neither CLIP nor captions take part.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree, UInt8
+
+from unclip_jax.config import to_json
+from unclip_jax.data.degrade import LowRes
+from unclip_jax.diffusion.gaussian import Process, ProcessSpec
+from unclip_jax.diffusion.losses import Weighting, loss
+from unclip_jax.diffusion.noise import KeyNoise
+from unclip_jax.diffusion.samplers import DDIM, sample
+from unclip_jax.errors import UserError
+from unclip_jax.images import grid, to_float, to_uint8
+from unclip_jax.models import unet
+from unclip_jax.models.unet import UNet, UNetCond, UNetSpec
+from unclip_jax.training.checkpoint import Meta
+from unclip_jax.training.config import OptimConfig, RunConfig
+from unclip_jax.training.loop import train
+from unclip_jax.training.stage import Batch, Preview, StageMetrics
+from unclip_jax.training.stages import common
+from unclip_jax.training.stages.common import READING, DataConfig
+from unclip_jax.training.state import State
+from unclip_jax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpsamplerConfig:
+    """An upsampler run."""
+
+    model: UNetSpec
+    """The network; `model.image_size` is the target size."""
+    process: ProcessSpec = ProcessSpec()
+    """The diffusion over pixels."""
+    low_res: LowRes
+    """How much smaller the image to start from is, and how training degrades it."""
+    data: DataConfig
+    """Where images come from."""
+    optim: OptimConfig
+    """The optimiser."""
+    run: RunConfig
+    """The run."""
+    crop_fraction: float = 0.25
+    """Side of the training crops over the side of the image."""
+    weighting: Weighting = "none"
+    """How timesteps are weighted in the loss."""
+    sampling: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Sampling defaults that a bundle takes over, such as steps."""
+
+    @property
+    def crop(self) -> int:
+        """Side of the training crops in pixels: a multiple of what network and low resolution ask for."""
+        side = round(self.model.image_size * self.crop_fraction)
+        multiple = int(np.lcm(self.model.multiple, self.low_res.scale))
+        if not 0 < side <= self.model.image_size or side % multiple:
+            raise UserError(
+                f"crop_fraction {self.crop_fraction} of {self.model.image_size} px gives crops of {side} px; "
+                f"choose one that gives a multiple of {multiple}"
+            )
+        return side
+
+
+@dataclasses.dataclass(frozen=True)
+class UpsamplerStage:
+    """The upsampler's loss; it needs nothing frozen."""
+
+    spec: UNetSpec
+    process: Process
+    low_res: LowRes
+    weighting: Weighting
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        return unet.init_params(self.spec, key)
+
+    def loss(
+        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[Float[Array, " b"], StageMetrics]:
+        del frozen
+        x_0 = to_float(batch["image_crop"])
+        t = common.draw_timesteps(keys, self.process.schedule.num_steps)
+        noise = common.draw_noise(keys, x_0.shape[1:])
+        x_low = self.low_res.from_high(x_0, common.stream(keys, common.DEGRADE))
+        cond = UNetCond(low_res=self.low_res.condition(x_low))
+
+        def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
+            dropout_keys = common.stream(keys, common.DROPOUT)
+            return UNet(self.spec).apply({"params": params}, x_t, t, cond, dropout_keys)
+
+        per_example, terms = loss(self.process, model_fn, x_0, t, noise, cond, weighting=self.weighting)
+        return per_example, common.diffusion_metrics(terms, t, self.process.schedule.num_steps)
+
+
+def train_upsampler(config: UpsamplerConfig) -> State:
+    """Trains an upsampler; see `unclip_jax.training.loop.train`."""
+    source = config.data.open(captions=False)
+    size, crop = config.model.image_size, config.crop
+
+    def batches(start_step: int, crop: int | None = crop) -> Iterator[dict[str, np.ndarray]]:
+        return config.data.batches(source, None, start_step, sizes=(size,), crop=crop)
+
+    stage = UpsamplerStage(config.model, config.process.build(), config.low_res, config.weighting)
+    meta = Meta(
+        kind="upsampler",
+        config=to_json(config),
+        extra={"low_res_size": size // config.low_res.scale, "sampling": config.sampling},
+        may_change=(*READING, "sampling.*"),
+    )
+    preview = sample_preview(stage, lambda: batches(0, None))
+    return train(stage, {}, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
+
+
+def sample_preview(stage: UpsamplerStage, whole_images) -> Preview:
+    """Four whole images: the condition, what the upsampler makes of it (8 DDIM steps), and the original."""
+
+    @jax.jit
+    def draw(params: Params, images: Array) -> tuple[Array, Array]:
+        x_0 = to_float(images)
+        keys = jax.random.split(jax.random.key(0), len(images))
+        condition = stage.low_res.condition(stage.low_res.from_high(x_0, keys))
+
+        def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
+            return UNet(stage.spec).apply({"params": params}, x_t, t, cond)
+
+        noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(len(images)))
+        cond = UNetCond(low_res=condition)
+        return condition, sample(stage.process, model_fn, cond, DDIM(steps=8), noise, shape=x_0.shape)
+
+    examples: list[np.ndarray] = []
+
+    def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
+        del frozen, step
+        if not examples:
+            iterator = whole_images()
+            examples.append(next(iterator)[f"image_{stage.spec.image_size}"][:4])
+            iterator.close()
+        condition, drawn = (to_uint8(np.asarray(x)) for x in draw(params, examples[0]))
+        return grid(np.concatenate([condition, drawn, examples[0]]), columns=len(drawn))
+
+    return preview

@@ -1,0 +1,83 @@
+"""The state of a run: everything a step changes, and all that a checkpoint needs to hold.
+
+No random key is part of it: keys are folded from (seed, step, row), see `unclip_jax.training.step`.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
+
+from unclip_jax.parallel.rules import REPLICATE, Rules, match_rules
+from unclip_jax.parallel.step import replicated
+from unclip_jax.training.config import OptimConfig
+from unclip_jax.training.optim import make_transform
+from unclip_jax.training.stage import Stage
+
+
+@flax.struct.dataclass
+class State:
+    """Parameters in training, their moving average, and the optimiser's moments."""
+
+    # Shapes and shardings take the place of the arrays at times, so the counts are annotated as trees too.
+    step: PyTree
+    """int32 []: steps taken, skipped ones included; the index of the next step and of its batch."""
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+    skipped: PyTree
+    """int32 []: steps skipped in a row up to now because their loss or gradient was not finite."""
+
+
+def _build(stage: Stage, optim: OptimConfig, key: Key[Array, ""]) -> State:
+    params = stage.init(key)
+    zero = jnp.zeros((), jnp.int32)
+    # A copy, not an alias: params and ema are donated as two buffers.
+    ema = jax.tree.map(jnp.copy, params)
+    return State(
+        step=zero, params=params, ema=ema, opt_state=make_transform(optim).init(params), skipped=zero
+    )
+
+
+def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = REPLICATE) -> State:
+    """The state's shapes, types and shardings with no memory behind them, as a State of ShapeDtypeStructs.
+
+    The moving average and the optimiser's moments lie as the parameter they belong to; the counts are
+    replicated.
+    """
+    shapes = jax.eval_shape(lambda key: _build(stage, optim, key), jax.random.key(0))
+    whole = replicated(mesh)
+    params = match_rules(rules, shapes.params, mesh)
+    shardings = State(
+        step=whole,
+        params=params,
+        ema=params,
+        opt_state=optax.tree_map_params(
+            make_transform(optim),
+            lambda _, sharding: sharding,
+            shapes.opt_state,
+            params,
+            transform_non_params=lambda _: whole,
+        ),
+        skipped=whole,
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def state_shardings(abstract: State) -> State:
+    """The shardings of an abstract or a real state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def init(
+    stage: Stage, optim: OptimConfig, mesh: Mesh, key: Key[Array, ""], rules: Rules = REPLICATE
+) -> State:
+    """The state before step 0, created where it will live: no device ever holds the unsharded parameters."""
+    shardings = state_shardings(abstract_state(stage, optim, mesh, rules))
+    return jax.jit(lambda key: _build(stage, optim, key), out_shardings=shardings)(key)
