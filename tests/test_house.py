@@ -18,6 +18,7 @@ LEAVES = (
 )
 SYSTEM = (
     *LEAVES,
+    "unclip_jax.conditioning",
     "unclip_jax.diffusion",
     "unclip_jax.models",
     "unclip_jax.data",
@@ -35,6 +36,7 @@ ALLOWED = {
     "unclip_jax.diffusion": (),
     "unclip_jax.nn": ("unclip_jax.typing",),
     "unclip_jax.models": ("unclip_jax.nn", "unclip_jax.typing", "unclip_jax.config", "unclip_jax.errors"),
+    "unclip_jax.conditioning": ("unclip_jax.models", "unclip_jax.typing"),
     "unclip_jax.parallel": ("unclip_jax.typing", "unclip_jax.errors", "unclip_jax.config"),
     "unclip_jax.data": LEAVES,
     "unclip_jax.training": (
@@ -45,6 +47,7 @@ ALLOWED = {
         "unclip_jax.data",
         "unclip_jax.parallel",
         "unclip_jax.bundle",
+        "unclip_jax.conditioning",
     ),
     "unclip_jax.bundle": (
         *LEAVES,

@@ -8,6 +8,7 @@ Inside, images are float32 in [-1, 1]; on disk they are uint8. The one conversio
 
 import math
 from pathlib import Path
+from typing import overload
 
 import jax
 import numpy as np
@@ -24,6 +25,10 @@ GAP = 2
 """Width in pixels of the white lines between the images of a grid."""
 
 
+@overload
+def to_float(images: UInt8[np.ndarray, "*b h w c"]) -> Float[np.ndarray, "*b h w c"]: ...
+@overload
+def to_float(images: UInt8[jax.Array, "*b h w c"]) -> Float[jax.Array, "*b h w c"]: ...
 def to_float(images: UInt8[AnyArray, "*b h w c"]) -> Float[AnyArray, "*b h w c"]:
     """Equation (1): uint8 to float32 in [-1, 1]; numpy stays numpy, and jax arrays may be traced."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)

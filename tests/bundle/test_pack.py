@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +12,8 @@ from unclip_jax.bundle import __main__, pack
 from unclip_jax.config import to_json
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
+from unclip_jax.training.checkpoint import Checkpoints, Meta
+from unclip_jax.training.state import State
 
 
 @pytest.fixture
@@ -61,3 +65,22 @@ def test_pack_refuses_runs_that_do_not_belong_together(runs):
     runs[Path("prior")][1]["extra"]["tokenizer"] = to_json(Tokenizer.train(["x"] * 9, 270))
     with pytest.raises(UserError, match="prior has another tokenizer"):
         pack.assemble(clip=Path("clip"), prior=Path("prior"), **about)
+
+
+def test_pack_takes_the_moving_average_of_a_real_checkpoint(whole, tmp_path):
+    clip = whole.parts["clip"]
+    meta = Meta(
+        kind="clip", config={"model": to_json(clip.spec)}, extra={"tokenizer": to_json(whole.tokenizer)}
+    )
+    zero = jnp.zeros((), jnp.int32)
+    ema = jax.tree.map(jnp.asarray, clip.params)
+    state = State(step=zero, params=jax.tree.map(jnp.zeros_like, ema), ema=ema, opt_state={}, skipped=zero)
+    checkpoints = Checkpoints(tmp_path / "run", meta=meta, keep=1)
+    checkpoints.save(7, state, {})
+    checkpoints.wait()
+    checkpoints.close()
+
+    packed = pack.assemble(clip=tmp_path / "run", name="x", license="", description="")
+    assert_trees_equal(packed.parts["clip"].params, ema)
+    assert packed.parts["clip"].spec == clip.spec
+    assert packed.parts["clip"].clip_identity == bundles.identity(clip.params)

@@ -67,10 +67,14 @@ def test_only_the_parts_asked_for_are_read(copy):
         bundles.load(copy)
 
 
-def test_a_description_can_be_read_alone(saved, whole):
+def test_a_description_can_be_read_alone_and_is_checked_all_the_same(saved, whole, copy):
     described = bundles.load(saved, weights=False)
     assert all(part.params == {} for part in described.parts.values())
     assert described.parts["clip"].spec == whole.parts["clip"].spec
+    edit_tensors(copy, "decoder", lambda tensors: tensors.pop("conditioner/null_z_i"))
+    edit_tensors(copy, "decoder", lambda tensors: tensors.pop("conv_in/kernel"))
+    with pytest.raises(UserError, match=r"decoder\.safetensors: .* is missing \(and 1 more\)"):
+        bundles.load(copy, weights=False)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 2**-11), ("bfloat16", 2**-8)])

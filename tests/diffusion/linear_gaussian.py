@@ -1,7 +1,8 @@
 """Data whose optimal denoiser is known, and what samplers must do with it, in float64.
 
 (1)  x_0 ~ N(mu, C);  E[x_0 | x_t] = mu + sqrt(a) C (a C + (1 - a) I)^-1 (x_t - sqrt(a) mu),  a = alpha_bar
-(2)  every update is affine, x_prev = M x_t + c + s z, so x_0 = P x_T + q + sum_i R_i z_i, and is N(q, P P' + sum_i R_i R_i')
+(2)  every update is affine, x_prev = M x_t + c + s z, so x_0 = P x_T + q + sum_i R_i z_i,
+     which is N(q, P P' + sum_i R_i R_i')
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ def optimal_x0(a: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def optimal_model(process: Process, variance_channel: float = 0.0) -> Callable:
-    """A ModelFn that outputs eq. 1 in the process's own prediction space, with constant variance channels if asked."""
+    """A ModelFn that outputs eq. 1 in the process's own prediction space; its variance channels are constant."""
     matrices, offsets = [], []
     for a in process.schedule.alpha_bar:
         gain, offset = optimal_x0(a)
@@ -66,7 +67,7 @@ def optimal_model(process: Process, variance_channel: float = 0.0) -> Callable:
 
 
 def exact_map(alpha_bar: np.ndarray, update: Callable) -> AffineMap:
-    """Eq. 2 from update(a, a_prev) -> (coefficient of x_0, coefficient of x_t, noise scale), on rows low noise first."""
+    """Eq. 2 from update(a, a_prev) -> (coefficients of x_0, of x_t, noise scale); lowest noise first."""
     total, shift, noises = np.eye(DIM), np.zeros(DIM), []
     for a, a_prev in list(zip(alpha_bar, np.append(1.0, alpha_bar[:-1]), strict=True))[::-1]:
         gain, offset = optimal_x0(a)
@@ -78,7 +79,7 @@ def exact_map(alpha_bar: np.ndarray, update: Callable) -> AffineMap:
 
 
 def recovered_map(process: Process, sampler: Sampler, variance_channel: float = 0.0) -> AffineMap:
-    """The map that the sampler really applies, read off by feeding it the origin and every basis vector as noise."""
+    """The map that the sampler really applies, read off by feeding it the origin and the basis vectors."""
     basis = np.eye(DIM * (sampler.steps + 1), dtype=np.float32).reshape(-1, sampler.steps + 1, DIM)
     inputs = np.concatenate([np.zeros_like(basis[:1]), basis]).swapaxes(0, 1)
     tape = TapeNoise(x_T=jnp.asarray(inputs[0]), steps=jnp.asarray(inputs[1:]))

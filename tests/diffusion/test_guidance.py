@@ -58,9 +58,7 @@ def test_combines_one_forward_of_twice_the_batch(scale):
     np.testing.assert_array_equal(cond.label, [0, 0, 0, 1, 2, 3])
     np.testing.assert_array_equal(cond.mask[:, 0], [0, 0, 0, 1, 1, 1])
     unconditional, conditional = (np.float64(network(X_T, T, c)) for c in (COND.null(), COND))
-    np.testing.assert_allclose(
-        guided, unconditional + scale * (conditional - unconditional), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(guided, unconditional + scale * (conditional - unconditional), rtol=1e-5, atol=1e-6)
 
 
 def test_scale_1_is_the_model_itself():
@@ -105,9 +103,7 @@ def test_rescale_restores_the_conditional_spread_of_every_example():
         assert plain[example].std() > 1.2 * conditional[example].std()
         np.testing.assert_allclose(full[example].std(), conditional[example].std(), rtol=1e-5)
         ratio = conditional[example].std() / plain[example].std()
-        np.testing.assert_allclose(
-            partial[example], (0.7 * ratio + 0.3) * plain[example], rtol=1e-4, atol=1e-6
-        )
+        np.testing.assert_allclose(partial[example], (0.7 * ratio + 0.3) * plain[example], rtol=1e-4, atol=1e-6)
 
 
 def test_rescale_of_a_constant_prediction_is_finite():
@@ -125,9 +121,7 @@ def test_guides_in_float32():
     guided = Guidance(scale=3.0).wrap(FIXED, half)(X_T, T, COND)
     assert guided.dtype == jnp.float32
     unconditional, conditional = (half(X_T, T, c).astype(jnp.float32) for c in (COND.null(), COND))
-    np.testing.assert_allclose(
-        guided, unconditional + 3 * (conditional - unconditional), rtol=1e-6, atol=1e-6
-    )
+    np.testing.assert_allclose(guided, unconditional + 3 * (conditional - unconditional), rtol=1e-6, atol=1e-6)
 
 
 def test_guidance_validates():

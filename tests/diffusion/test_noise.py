@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ SHAPE = (3, 4, 4, 2)
 
 
 def source(seed=0, indices=(0, 1, 2)):
-    return KeyNoise(key=jax.random.key(seed), indices=jnp.array(indices))
+    return KeyNoise(key=jax.random.key(seed), indices=jnp.array(list(indices)))
 
 
 def test_key_noise_is_a_function_of_key_index_and_step():
@@ -22,12 +24,25 @@ def test_key_noise_is_a_function_of_key_index_and_step():
 
 def test_streams_are_independent_standard_normals():
     noise = source(indices=range(64))
-    shape = (64, 16, 16)
-    draws = np.stack([noise.initial(shape), noise.step(0, shape), noise.step(1, shape)]).reshape(3 * 64, -1)
+    tape = jax.jit(lambda noise: TapeNoise.record(noise, (64, 16, 16), 2))(noise)
+    draws = np.concatenate([tape.x_T[None], tape.steps]).reshape(3 * 64, -1)
     assert abs(draws.mean()) < 0.02 and abs(draws.std() - 1) < 0.02
     # 192 streams of 256 values: the largest of 18,000 correlations of independent ones stays near 0.28.
     correlation = np.corrcoef(draws) - np.eye(len(draws))
     assert abs(correlation).max() < 0.4
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def draw(noise, shape):
+    return noise.step(2, shape)
+
+
+def test_an_example_does_not_depend_on_its_batch():
+    together = KeyNoise(key=jax.random.key(0), indices=jnp.arange(5))
+    for rows in (slice(0, 2), slice(2, 5)):
+        apart = KeyNoise(key=together.key, indices=together.indices[rows])
+        shape = (len(apart.indices), 5, 3)
+        np.testing.assert_array_equal(draw(apart, shape), draw(together, (5, 5, 3))[rows])
 
 
 def test_the_step_may_be_traced():
@@ -66,5 +81,7 @@ def test_load_refuses_other_archives_and_pickles(tmp_path):
 def test_sources_are_pytrees():
     noise = source()
     assert len(jax.tree.leaves(noise)) == 2
-    shapes = jax.eval_shape(lambda noise: noise, TapeNoise.record(noise, SHAPE, 2))
-    assert shapes.steps.shape == (2, *SHAPE)
+    shapes = jax.eval_shape(lambda noise: TapeNoise.record(noise, SHAPE, 2), noise)
+    assert shapes.x_T.shape == SHAPE and shapes.steps.shape == (2, *SHAPE)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(noise)]
+    assert paths == [".key", ".indices"]

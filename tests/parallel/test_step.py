@@ -41,9 +41,7 @@ def test_compiled_step(mesh):
     state = jax.device_put({"w": jnp.zeros(4)}, {"w": sharding})
     for _ in range(3):
         before = state
-        state, metrics = compiled(
-            state, {"scale": jnp.float32(2)}, put_batch({"x": np.ones((8, 2), np.float32)}, mesh)
-        )
+        state, metrics = compiled(state, {"scale": jnp.float32(2)}, put_batch({"x": np.ones((8, 2), np.float32)}, mesh))
         assert before["w"].is_deleted()
     np.testing.assert_array_equal(state["w"], np.full(4, 96))
     assert state["w"].sharding.is_equivalent_to(sharding, 1)

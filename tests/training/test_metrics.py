@@ -58,10 +58,7 @@ def test_resumed_file_equals_the_unbroken_one(tmp_path):
     feed(make_logger(broken, start_step=4, window=window), 5, 10)
 
     def without_rate(path):
-        return [
-            {name: value for name, value in line.items() if name != "images_per_second"}
-            for line in lines(path)
-        ]
+        return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines(path)]
 
     assert without_rate(broken) == without_rate(whole)
 

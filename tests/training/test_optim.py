@@ -10,17 +10,13 @@ from unclip_jax.training.optim import clip, decay_mask, learning_rate, make_tran
 
 def test_constant_rate_after_warmup():
     rate = learning_rate(OptimConfig(learning_rate=0.2, warmup_steps=4), 100)
-    np.testing.assert_allclose(
-        [rate(jnp.int32(s)) for s in (0, 1, 3, 4, 99)], [0.05, 0.1, 0.2, 0.2, 0.2], rtol=1e-6
-    )
+    np.testing.assert_allclose([rate(jnp.int32(s)) for s in (0, 1, 3, 4, 99)], [0.05, 0.1, 0.2, 0.2, 0.2], rtol=1e-6)
 
 
 def test_cosine_rate():
     rate = learning_rate(OptimConfig(learning_rate=0.2, warmup_steps=10, schedule="cosine"), 110)
     expected = [0.2, 0.2 * (1 + np.cos(np.pi / 4)) / 2, 0.1, 0.0, 0.0]
-    np.testing.assert_allclose(
-        [rate(jnp.int32(s)) for s in (10, 35, 60, 110, 200)], expected, rtol=1e-5, atol=1e-8
-    )
+    np.testing.assert_allclose([rate(jnp.int32(s)) for s in (10, 35, 60, 110, 200)], expected, rtol=1e-5, atol=1e-8)
 
 
 def test_no_warmup():

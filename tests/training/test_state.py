@@ -26,8 +26,7 @@ def test_moments_and_average_lie_as_their_parameter():
     mesh = make_mesh(MeshSpec(data=2, fsdp=4))
     shardings = state_shardings(abstract_state(Toy(), OptimConfig(), mesh, RULES))
     specs = {
-        jax.tree_util.keystr(path): sharding.spec
-        for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+        jax.tree_util.keystr(path): sharding.spec for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
     }
     split = [path for path, spec in specs.items() if spec == P(None, "fsdp")]
     assert len(split) == 4 and all("['hidden']['kernel']" in path for path in split)
@@ -38,9 +37,7 @@ def test_values_do_not_depend_on_the_mesh():
     one = init(Toy(), OptimConfig(), make_mesh(MeshSpec(), jax.devices()[:1]), jax.random.key(3))
     eight = init(Toy(), OptimConfig(), make_mesh(MeshSpec(fsdp=4)), jax.random.key(3), RULES)
     assert_trees_equal(one, eight)
-    assert not np.array_equal(
-        one.params["hidden"]["kernel"], Toy().init(jax.random.key(4))["hidden"]["kernel"]
-    )
+    assert not np.array_equal(one.params["hidden"]["kernel"], Toy().init(jax.random.key(4))["hidden"]["kernel"])
 
 
 def test_starts_at_zero():

@@ -20,15 +20,21 @@ OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=2, weight_decay=0.1, ema_de
 
 
 @functools.cache
+def initial(stage, optim):
+    return jax.device_get(init(stage, optim, make_mesh(MeshSpec(), jax.devices()[:1]), jax.random.key(0)))
+
+
+@functools.cache
 def compiled_step(stage, optim, mesh):
-    step = make_step(stage, optim, total_steps=100, seed=7)
-    return compile_step(step, mesh, state_shardings(abstract_state(stage, optim, mesh)))
+    shardings = state_shardings(abstract_state(stage, optim, mesh))
+    return compile_step(make_step(stage, optim, total_steps=100, seed=7), mesh, shardings), shardings
 
 
 def run(steps, *, optim=OPTIM, spec=None, devices=8, nan_at=(), stage=None):
     """(state, [metrics of every step]) of a few toy steps on the first `devices` devices."""
     stage, mesh = stage or Toy(), make_mesh(spec or MeshSpec(), jax.devices()[:devices])
-    state, compiled = init(stage, optim, mesh, jax.random.key(0)), compiled_step(stage, optim, mesh)
+    compiled, shardings = compiled_step(stage, optim, mesh)
+    state = jax.device_put(initial(stage, OPTIM), shardings)
     history = []
     for _, batch in zip(range(steps), batches(0, nan_at=nan_at), strict=False):
         state, metrics = compiled(state, FROZEN, put_batch(batch, mesh))
@@ -49,9 +55,7 @@ def test_same_numbers_on_any_mesh(one_device, spec, accumulate):
     _, got = run(5, spec=spec, optim=dataclasses.replace(OPTIM, accumulate=accumulate))
     assert expected[0]["loss"] != expected[4]["loss"]
     for name in ("loss", "grad_norm", "noisy_loss"):
-        np.testing.assert_allclose(
-            [m[name] for m in got], [m[name] for m in expected], rtol=1e-6, err_msg=name
-        )
+        np.testing.assert_allclose([m[name] for m in got], [m[name] for m in expected], rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("accumulate", [2, 16])
@@ -59,13 +63,9 @@ def test_microbatches_change_nothing(one_device, accumulate):
     state, expected = one_device
     got_state, got = run(5, optim=dataclasses.replace(OPTIM, accumulate=accumulate), devices=1)
     for name in expected[0]:
-        np.testing.assert_allclose(
-            [m[name] for m in got], [m[name] for m in expected], rtol=1e-5, err_msg=name
-        )
+        np.testing.assert_allclose([m[name] for m in got], [m[name] for m in expected], rtol=1e-5, err_msg=name)
     # Adam divides by the root of small moments: rounding in the gradient grows there.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got_state.params, state.params
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got_state.params, state.params)
 
 
 def test_accumulate_must_divide():
@@ -73,28 +73,47 @@ def test_accumulate_must_divide():
         run(1, optim=dataclasses.replace(OPTIM, accumulate=3))
 
 
-def test_one_step_is_the_written_equations():
-    """Against the update written out with the gradient of the mean loss."""
-    mesh = make_mesh(MeshSpec(), jax.devices()[:1])
-    before = init(Toy(), OPTIM, mesh, jax.random.key(0))
-    batch = jax.tree.map(jnp.asarray, next(batches(0)))
-    keys = jnp.stack(
-        [jax.random.fold_in(jax.random.fold_in(jax.random.key(7), 0), row) for row in range(BATCH)]
-    )
-    mean_loss = jax.jit(lambda p: jnp.mean(Toy().loss(p, FROZEN, batch, keys)[0]))
-    loss, grads = jax.value_and_grad(mean_loss)(before.params)
-    norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
-    updates, _ = make_transform(OPTIM).update(clip(grads, norm, OPTIM), before.opt_state, before.params)
-    params = jax.tree.map(lambda p, u: p - 0.5e-2 * u, before.params, updates)
+@pytest.fixture(scope="module")
+def written():
+    """The first step written out: the state before it, and what it should give."""
+    before, batch = initial(Toy(), OPTIM), jax.tree.map(jnp.asarray, next(batches(0)))
 
-    after, metrics = compiled_step(Toy(), OPTIM, mesh)(jax.tree.map(jnp.copy, before), FROZEN, batch)
-    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
-    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-6)
+    @jax.jit
+    def expected():
+        key = jax.random.fold_in(jax.random.key(7), 0)
+        keys = jnp.stack([jax.random.fold_in(key, row) for row in range(BATCH)])
+
+        def mean_loss(params):
+            errors, metrics = Toy().loss(params, FROZEN, batch, keys)
+            return jnp.mean(errors), metrics
+
+        (loss, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(before.params)
+        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
+        updates, _ = make_transform(OPTIM).update(clip(grads, norm, OPTIM), before.opt_state, before.params)
+        params = jax.tree.map(lambda p, u: p - 0.5e-2 * u, before.params, updates)
+        ema = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, before.params, params)
+        return {"loss": loss, "grad_norm": norm, "params": params, "ema": ema, "noisy_loss": metrics["noisy_loss"]}
+
+    return expected()
+
+
+def test_one_step_is_the_written_equations(written):
+    after, (metrics,) = run(1, devices=1)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], written[name], rtol=1e-6)
     np.testing.assert_allclose(metrics["learning_rate"], 0.5e-2, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8), after.params, params)
-    expected_ema = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, before.params, params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.ema, expected_ema)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, after.params, written["params"])
+    jax.tree.map(close, after.ema, written["ema"])
     assert int(after.step) == 1
+
+
+def test_metrics_are_weighted_means(one_device, written):
+    _, history = one_device
+    values, weights = written["noisy_loss"]
+    assert 0 < weights.sum() < BATCH
+    np.testing.assert_allclose(history[0]["noisy_loss"], np.average(values, weights=weights), rtol=1e-5)
+    assert np.isnan(history[0]["never"])
 
 
 def test_keys_are_of_seed_step_and_row():
@@ -103,17 +122,6 @@ def test_keys_are_of_seed_step_and_row():
     np.testing.assert_array_equal(data[0], jax.random.key_data(row_4))
     assert not np.array_equal(data[0], data[1])
     assert not np.array_equal(data, jax.random.key_data(example_keys(3, jnp.int32(6), jnp.array([4, 0]))))
-
-
-def test_metrics_are_weighted_means(one_device):
-    _, history = one_device
-    batch, params = next(batches(0)), Toy().init(jax.random.key(0))
-    errors, metrics = Toy().loss(params, FROZEN, batch, example_keys(7, jnp.int32(0), jnp.arange(BATCH)))
-    values, weights = metrics["noisy_loss"]
-    assert 0 < weights.sum() < BATCH
-    np.testing.assert_allclose(history[0]["noisy_loss"], np.average(values, weights=weights), rtol=1e-5)
-    np.testing.assert_allclose(history[0]["loss"], np.mean(errors), rtol=1e-5)
-    assert np.isnan(history[0]["never"])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -161,9 +169,10 @@ def test_metric_names_do_not_clash():
 
 def test_traced_once():
     mesh = make_mesh(MeshSpec())
-    state = init(Toy(), OPTIM, mesh, jax.random.key(0))
+    shardings = state_shardings(abstract_state(Toy(), OPTIM, mesh))
     step, traces = count_traces(make_step(Toy(), OPTIM, total_steps=100, seed=0))
-    compiled = compile_step(step, mesh, state_shardings(state))
+    compiled = compile_step(step, mesh, shardings)
+    state = jax.device_put(initial(Toy(), OPTIM), shardings)
     for _, batch in zip(range(3), batches(0), strict=False):
         state, _ = compiled(state, FROZEN, put_batch(batch, mesh))
     assert len(traces) == 1 and int(state.step) == 3

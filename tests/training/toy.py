@@ -1,4 +1,4 @@
-"""A small stage for the tests of training, an MLP that predicts noise in a vector, and a process that runs it.
+"""A small stage for the tests of training, an MLP that predicts noise, and a process that runs it.
 
     python -m tests.training.toy WORKDIR STEPS [save_every=N] [die_after=STEP | die_saving=STEP | term_at=STEP]
 
@@ -77,9 +77,7 @@ def config(workdir, steps, optim=None, **run):
     """(optim, run, meta) of a toy run that logs every third step."""
     optim = optim or OptimConfig(learning_rate=1e-2, warmup_steps=3, weight_decay=0.1, ema_decay=0.9)
     run = RunConfig(**{"workdir": str(workdir), "steps": steps, "log_every": 3, "tensorboard": False} | run)
-    meta = Meta(
-        kind="toy", config=to_json({"model": Toy(), "optim": optim, "run": run}), extra={"note": "hello"}
-    )
+    meta = Meta(kind="toy", config=to_json({"model": Toy(), "optim": optim, "run": run}), extra={"note": "hello"})
     return {"optim": optim, "run": run, "meta": meta}
 
 

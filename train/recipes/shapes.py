@@ -21,23 +21,23 @@ from unclip_jax.training.stages.decoder import DecoderConfig
 from unclip_jax.training.stages.prior import PriorConfig
 from unclip_jax.training.stages.upsampler import UpsamplerConfig
 
-CONTEXT = 32
+CONTEXT = 28
 EMBED_DIM = 128
 
 
 def clip() -> CLIPConfig:
-    """ViT on 64 px, where textures can be seen."""
+    """ViT on 48 px, in 36 patches."""
     return CLIPConfig(
         model=CLIPSpec(
             embed_dim=EMBED_DIM,
-            vision=VisionSpec(image_size=64, patch_size=8, width=128, depth=4, heads=4),
-            text=TextSpec(vocab_size=512, context=CONTEXT, width=128, depth=3, heads=4, eos_id=1),
+            vision=VisionSpec(image_size=48, patch_size=8, width=128, depth=4, heads=4),
+            text=TextSpec(vocab_size=512, context=CONTEXT, width=128, depth=2, heads=4, eos_id=1),
         ),
         data=DataConfig(batch_size=128),
         optim=OptimConfig(
             learning_rate=1e-3, warmup_steps=200, schedule="cosine", beta2=0.98, weight_decay=0.05, ema_decay=0.995
         ),
-        run=RunConfig(workdir="runs/shapes/clip", steps=3000, sample_every=1000, save_every=500, log_every=50),
+        run=RunConfig(workdir="runs/shapes/clip", steps=2000, sample_every=1000, save_every=500, log_every=50),
     )
 
 

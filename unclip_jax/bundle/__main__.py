@@ -64,7 +64,7 @@ def main() -> None:
 def info(name_or_folder: str) -> None:
     """Prints what a bundle is. Everything is checked first, so that what is printed is true."""
     folder = find(name_or_folder)
-    bundle = load(folder)
+    bundle = load(folder, weights=False)
     verify_files(folder)
     print(f"{bundle.name}: {bundle.description or 'no description'}")
     print(f"folder       {folder}")

@@ -124,7 +124,7 @@ def load(
         name_or_folder: a folder, or the name of a bundle that ships with the package, such as "demo".
         parts: the parts to read, "clip" or "upsampler_0"; all by default.
         dtype: what the weights become. The statistics of z_i are float32 always.
-        weights: False reads the description alone, and leaves every part's `params` empty.
+        weights: False checks the files as always but leaves every part's `params` empty.
 
     Raises:
         UserError: if there is no such bundle or part, if a file is missing or damaged, if its tensors are not
@@ -155,7 +155,7 @@ def load(
         if parts is not None and name not in parts:
             continue
         path = folder / f"{name}.safetensors"
-        wanted[name] = _with_params(part, path, dtype) if weights else part
+        wanted[name] = _read_part(part, path, dtype, weights)
         if name == "prior":
             stats = _read_stats(path, part)
     return dataclasses.replace(bundle, parts=wanted, stats=stats)
@@ -256,10 +256,12 @@ def _read_stats(path: Path, prior: Part) -> EmbeddingStats:
     return EmbeddingStats(mean=mean, std=std)
 
 
-def _with_params(part: Part, path: Path, dtype: Any) -> Part:
+def _read_part(part: Part, path: Path, dtype: Any, weights: bool) -> Part:
     with _opened(path) as file:
         found = {name: shape for name, shape in _found(file).items() if not name.startswith(STATS)}
         check_tensors(str(path), found, _shapes(part))
+        if not weights:
+            return part
         # Converted on the host: on the device every shape would be one more program to compile.
         convert = functools.partial(np.ndarray.astype, dtype=jnp.dtype(dtype), copy=False)
         tensors = {name: jnp.asarray(convert(file.get_tensor(name))) for name in found}

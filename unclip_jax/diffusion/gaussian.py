@@ -150,9 +150,7 @@ class Process:
         ndim = 1 if variance_channels is None else variance_channels.ndim
         return interpolate_log_variance(variance_channels, take(low, t, ndim), take(high, t, ndim))
 
-    def log_variance_range(
-        self, variance: Variance
-    ) -> tuple[Float64[np.ndarray, " t"], Float64[np.ndarray, " t"]]:
+    def log_variance_range(self, variance: Variance) -> tuple[Float64[np.ndarray, " t"], Float64[np.ndarray, " t"]]:
         """The two ends between which eq. 4 interpolates; they coincide for a fixed variance."""
         small, large = self.schedule.posterior_log_variance, np.log(self.schedule.beta)
         return {"small": (small, small), "large": (large, large), "learned_range": (small, large)}[variance]

@@ -35,7 +35,24 @@ class NoiseSource(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
+def _register_pytree(cls: type) -> type:
+    """A dataclass as a pytree of its fields, rebuilt without __init__: JAX makes trees of shapes and such too."""
+    names = [field.name for field in dataclasses.fields(cls)]
+
+    def flatten(source):
+        return [(jax.tree_util.GetAttrKey(name), getattr(source, name)) for name in names], None
+
+    def unflatten(_, leaves):
+        source = object.__new__(cls)
+        for name, leaf in zip(names, leaves, strict=True):
+            object.__setattr__(source, name, leaf)
+        return source
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
+
+
+@_register_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeyNoise:
     """Noise from a key (eq. 1, 2), of a kind whose draws under vmap depend on their own key alone: threefry,
@@ -64,17 +81,19 @@ class KeyNoise:
             key = jax.random.fold_in(jax.random.fold_in(self.key, index), stream)
             return jax.random.normal(key, shape[1:], jnp.float32)
 
-        return jax.vmap(one)(self.indices)
+        # The barrier keeps the compiler from fusing the draw into the sampler's arithmetic, where it may round
+        # otherwise: a recorded tape then replays these very bits.
+        return jax.lax.optimization_barrier(jax.vmap(one)(self.indices))
 
 
-@jax.tree_util.register_dataclass
+@_register_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TapeNoise:
     """Noise replayed from arrays.
 
     Attributes:
         x_T: [b ...].
-        steps: [S b ...], in sampling order. A sampler's last step adds no noise, so its entry has no effect.
+        steps: [S b ...], in sampling order; the last has no effect, since a sampler's last step adds no noise.
     """
 
     x_T: Float[Array, " b *dims"]

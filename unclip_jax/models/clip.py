@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from unclip_jax.models.base import Dtype, abstract, check_heads
 from unclip_jax.nn.attention import Implementation

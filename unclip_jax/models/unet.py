@@ -16,7 +16,6 @@ at twice the resolution for the same work.
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -250,7 +249,7 @@ def abstract_params(spec: UNetSpec) -> Params:
 
 
 def paper_decoder() -> UNetSpec:
-    """The paper's 3.5B decoder at 64 px: GLIDE's U-Net (2.3B) with its text Transformer (1.2B) (2204.06125, table 3)."""
+    """The paper's 3.5B decoder at 64 px: GLIDE's U-Net (2.3B) and its text Transformer (1.2B) (2204.06125, table 3)."""
     return UNetSpec(
         image_size=64,
         channels=512,

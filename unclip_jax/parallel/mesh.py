@@ -27,9 +27,7 @@ class MeshSpec:
     def __post_init__(self):
         sizes = dataclasses.asdict(self)
         if wrong := [f"{axis}={size}" for axis, size in sizes.items() if size != -1 and size < 1]:
-            raise UserError(
-                f"mesh axis {', '.join(wrong)} is not a device count; use 1 or more, or -1 for the rest"
-            )
+            raise UserError(f"mesh axis {', '.join(wrong)} is not a device count; use 1 or more, or -1 for the rest")
         if list(sizes.values()).count(-1) > 1:
             raise UserError("two mesh axes are -1; only one can take the devices that remain")
 
@@ -44,9 +42,7 @@ def make_mesh(spec: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Me
     fixed = math.prod(size for size in sizes if size != -1)
     if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
         asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise UserError(
-            f"the mesh {asked} does not fit {len(devices)} devices; its sizes must multiply to that number"
-        )
+        raise UserError(f"the mesh {asked} does not fit {len(devices)} devices; its sizes must multiply to that number")
     shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
     # Explicit, the default of make_mesh, makes Linen's convolutions ask for an output sharding.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=tuple(devices))

@@ -42,9 +42,7 @@ def match_rules(rules: Rules, params: PyTree, mesh: Mesh) -> PyTree:
                 unused.discard(pattern)
                 _check_divides(name, leaf.shape, pattern, spec, mesh)
                 return NamedSharding(mesh, spec)
-        raise UserError(
-            f"no sharding rule means the parameter {name}; add one, or end the rules with {REPLICATE[0]!r}"
-        )
+        raise UserError(f"no sharding rule means the parameter {name}; add one, or end the rules with {REPLICATE[0]!r}")
 
     shardings = jax.tree_util.tree_map_with_path(sharding, params)
     if unused:
@@ -61,9 +59,7 @@ def _check_divides(name: str, shape: tuple[int, ...], pattern: str, spec: P, mes
     for dim, entry in enumerate(spec):
         axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
         if unknown := [axis for axis in axes if axis not in mesh.shape]:
-            raise UserError(
-                f"{rule} names the mesh axis {unknown[0]!r}; the mesh has {', '.join(mesh.axis_names)}"
-            )
+            raise UserError(f"{rule} names the mesh axis {unknown[0]!r}; the mesh has {', '.join(mesh.axis_names)}")
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if shape[dim] % parts:
             raise UserError(

@@ -5,15 +5,19 @@ checkpoint counts only once its folder has lost its temporary name. A process ki
 that one.
 """
 
+import contextlib
 import dataclasses
 import errno
 import fnmatch
+import gc
 import importlib.metadata
 import logging
 import os
 import platform
 import shutil
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,9 +57,7 @@ class Meta:
 
 def versions() -> dict[str, str]:
     """The versions that shaped the numbers, for the record."""
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in _PACKAGES
-    }
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 class Checkpoints:
@@ -65,11 +67,11 @@ class Checkpoints:
         """Opens or creates the folder; raises UserError when it cannot be written."""
         self._folder = Path(workdir).absolute() / FOLDER
         self._meta = meta
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).addFilter(_is_not_orbax)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._muted = contextlib.ExitStack()
+            self._muted.enter_context(_orbax_muted())
             self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
         except OSError as error:
             raise UserError(
@@ -125,9 +127,7 @@ class Checkpoints:
                 problems[step] = _first_line(error)
                 continue
             for bad, problem in problems.items():
-                warnings.warn(
-                    f"checkpoint {bad} cannot be read ({problem}); going on from step {step}", stacklevel=2
-                )
+                warnings.warn(f"checkpoint {bad} cannot be read ({problem}); going on from step {step}", stacklevel=2)
                 self._set_aside(bad)
             return state, meta["progress"]
         if problems:
@@ -141,6 +141,7 @@ class Checkpoints:
     def close(self) -> None:
         """Stops the threads; call `wait` before, to learn whether the last save succeeded."""
         self._manager.close()
+        self._muted.close()
 
     def _check_same_run(self, meta: dict[str, Any]) -> None:
         if meta["kind"] != self._meta.kind:
@@ -168,15 +169,9 @@ class Checkpoints:
 
     def _save_failed(self, error: Exception) -> UserError:
         last = self.latest_step()
-        good = (
-            "no checkpoint is saved yet"
-            if last is None
-            else f"the checkpoint of step {last} is whole and usable"
-        )
+        good = "no checkpoint is saved yet" if last is None else f"the checkpoint of step {last} is whole and usable"
         if _is_disk_full(error):
-            return UserError(
-                f"the disk is full, {self._folder} could not take a checkpoint; {good}; free some space"
-            )
+            return UserError(f"the disk is full, {self._folder} could not take a checkpoint; {good}; free some space")
         return UserError(f"a checkpoint could not be saved in {self._folder}: {_first_line(error)}; {good}")
 
 
@@ -203,24 +198,44 @@ def load_params(
         raise UserError(f"no checkpoint in {folder}; give the workdir of a run that has saved one")
     step = max(steps) if step is None else step
     if step not in steps:
-        raise UserError(
-            f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, sorted(steps)))}"
-        )
+        raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, sorted(steps)))}")
     try:
         meta = _read_meta(folder / str(step))
-        handler = ocp.PyTreeCheckpointHandler()
-        item = {which: handler.metadata(folder / str(step) / "state").tree[which]}
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-        tree = handler.restore(folder / str(step) / "state", args=args)
+        with _orbax_muted():
+            handler = ocp.PyTreeCheckpointHandler()
+            item = {which: handler.metadata(folder / str(step) / "state").tree[which]}
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+            args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+            tree = handler.restore(folder / str(step) / "state", args=args)
     except Exception as error:
         raise UserError(f"checkpoint {step} in {folder} cannot be read: {_first_line(error)}") from error
     return jax.device_put(tree[which]), meta
 
 
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-    # Orbax logs the tracebacks of what fails, and raises it too; the one line made of it here is enough.
-    return "orbax" not in record.pathname and "orbax" not in record.getMessage()
+@contextlib.contextmanager
+def _orbax_muted() -> Iterator[None]:
+    """Keeps Orbax from printing tracebacks of a failure that it also raises: the one line made of it is enough."""
+    hook, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("absl", "asyncio")]
+
+    def is_not_orbax(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname and "orbax" not in record.getMessage()
+
+    def unraisable(problem) -> None:
+        # Reads and writes that end after the first of them failed find their event loop gone.
+        if str(problem.exc_value) != "Event loop is closed":
+            hook(problem)
+
+    sys.unraisablehook = unraisable
+    for logger in loggers:
+        logger.addFilter(is_not_orbax)
+    try:
+        yield
+    finally:
+        # The tasks left over speak when they are collected.
+        gc.collect()
+        sys.unraisablehook = hook
+        for logger in loggers:
+            logger.removeFilter(is_not_orbax)
 
 
 def _committed_steps(folder: Path) -> set[int]:
@@ -255,9 +270,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT)
     while error is not None:
         # tensorstore gives the system's words, not its number.
-        if getattr(error, "errno", None) in numbers or any(
-            os.strerror(number) in str(error) for number in numbers
-        ):
+        if getattr(error, "errno", None) in numbers or any(os.strerror(number) in str(error) for number in numbers):
             return True
         error = error.__cause__ or error.__context__
     return False

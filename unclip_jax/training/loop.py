@@ -75,9 +75,7 @@ def train(
         first = jax.process_index() == 0
         if first:
             with replacing(workdir / "config.json") as draft:
-                draft.write_text(
-                    json.dumps({"kind": meta.kind, **meta.config}, indent=2) + "\n", encoding="utf-8"
-                )
+                draft.write_text(json.dumps({"kind": meta.kind, **meta.config}, indent=2) + "\n", encoding="utf-8")
         frozen = jax.device_put(frozen, replicated(mesh))
         step_fn = make_step(stage, optim, total_steps=run.steps, seed=run.seed)
         compiled = compile_step(step_fn, mesh, state_shardings(abstract))
@@ -86,9 +84,7 @@ def train(
         stack.callback(getattr(iterator, "close", lambda: None))
         batch = _next_batch(iterator, start_step)
         batch_size = len(jax.tree.leaves(batch)[0]) * jax.process_count()
-        logger = MetricLogger(
-            run, start_step=start_step, batch_size=batch_size, window=window, quiet=not first
-        )
+        logger = MetricLogger(run, start_step=start_step, batch_size=batch_size, window=window, quiet=not first)
         stack.callback(logger.close)
         if restored is not None:
             logger.say(f"carrying on from step {start_step} in {workdir}")
@@ -136,9 +132,7 @@ class _StopSignals:
     def __enter__(self):
         self._previous: dict[int, Any] = {}
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = {
-                number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-            }
+            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_):

@@ -27,9 +27,7 @@ class MetricLogger:
     that it would have written.
     """
 
-    def __init__(
-        self, run: RunConfig, *, start_step: int, batch_size: int, window: dict[str, Any], quiet: bool
-    ):
+    def __init__(self, run: RunConfig, *, start_step: int, batch_size: int, window: dict[str, Any], quiet: bool):
         self._run = run
         self._batch_size = batch_size
         self._window: dict[str, list[float]] = {name: list(pair) for name, pair in window.items()}
@@ -91,9 +89,7 @@ class MetricLogger:
         rate = (step - since) / seconds if step > since and seconds > 0 else None
         self._clock = (step, time.monotonic())
         images = rate and rate * self._batch_size
-        self._file.write(
-            json.dumps({"step": step, **means, "images_per_second": images}, allow_nan=False) + "\n"
-        )
+        self._file.write(json.dumps({"step": step, **means, "images_per_second": images}, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in means.items():

@@ -34,9 +34,7 @@ def learning_rate(optim: OptimConfig, total_steps: int) -> Callable[[Int[Array, 
 
 def decay_mask(params: PyTree) -> PyTree:
     """True for the leaves that weight decay acts on: those whose own name is `kernel`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).split("/")[-1] == "kernel", params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).split("/")[-1] == "kernel", params)
 
 
 def make_transform(optim: OptimConfig) -> optax.GradientTransformation:

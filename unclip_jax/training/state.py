@@ -36,9 +36,7 @@ def _build(stage: Stage, optim: OptimConfig, key: Key[Array, ""]) -> State:
     zero = jnp.zeros((), jnp.int32)
     # A copy, not an alias: params and ema are donated as two buffers.
     ema = jax.tree.map(jnp.copy, params)
-    return State(
-        step=zero, params=params, ema=ema, opt_state=make_transform(optim).init(params), skipped=zero
-    )
+    return State(step=zero, params=params, ema=ema, opt_state=make_transform(optim).init(params), skipped=zero)
 
 
 def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = REPLICATE) -> State:
@@ -75,9 +73,7 @@ def state_shardings(abstract: State) -> State:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def init(
-    stage: Stage, optim: OptimConfig, mesh: Mesh, key: Key[Array, ""], rules: Rules = REPLICATE
-) -> State:
+def init(stage: Stage, optim: OptimConfig, mesh: Mesh, key: Key[Array, ""], rules: Rules = REPLICATE) -> State:
     """The state before step 0, created where it will live: no device ever holds the unsharded parameters."""
     shardings = state_shardings(abstract_state(stage, optim, mesh, rules))
     return jax.jit(lambda key: _build(stage, optim, key), out_shardings=shardings)(key)

@@ -64,9 +64,7 @@ def make_step(stage: Stage, optim: OptimConfig, *, total_steps: int, seed: int) 
             opt_state=unless_bad(opt_state, state.opt_state),
             skipped=jnp.where(finite, 0, state.skipped + 1),
         )
-        metrics = {
-            name: jnp.where(w > 0, vw / jnp.maximum(w, 1e-12), jnp.nan) for name, (vw, w) in sums.items()
-        }
+        metrics = {name: jnp.where(w > 0, vw / jnp.maximum(w, 1e-12), jnp.nan) for name, (vw, w) in sums.items()}
         own = (loss, grad_norm, lr, new_state.skipped.astype(jnp.float32))
         return new_state, metrics | dict(zip(_OWN_METRICS, own, strict=True))
 
@@ -77,9 +75,7 @@ def _loss_and_grads(stage: Stage, microbatches: int, seed: int, state: State, fr
     """((loss, {metric: (sum of value * weight, sum of weight)}), gradient of the loss) of the whole batch."""
     size = len(jax.tree.leaves(batch)[0])
     if size % microbatches:
-        raise UserError(
-            f"accumulate is {microbatches}, which does not divide the batch of {size}; choose a divisor"
-        )
+        raise UserError(f"accumulate is {microbatches}, which does not divide the batch of {size}; choose a divisor")
 
     def part(params: PyTree, rows: Int[Array, " b"], batch: Batch):
         per_example, values = stage.loss(params, frozen, batch, example_keys(seed, state.step, rows))

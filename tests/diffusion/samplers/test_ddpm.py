@@ -7,12 +7,12 @@ from tests.diffusion.linear_gaussian import exact_map, recovered_map
 from unclip_jax.diffusion import DDPM, ProcessSpec, Schedule
 
 SCHEDULES = {"cosine": Schedule.cosine, "linear": Schedule.linear, "sigmoid": Schedule.sigmoid}
-# eps is divided by sqrt(alpha_bar) on the way to x_0, which amplifies rounding 20,000 times at the cosine's last row.
+# On the way from eps to x_0, at the cosine's last row, rounding is amplified 20,000 times.
 TOLERANCE = {"eps": 1e-4, "x0": 3e-6, "v": 3e-6}
 
 
 def ancestral(fraction):
-    """The posterior by precision weights, and a variance `fraction` of the way from its own to beta, in logs."""
+    """The posterior by precision weights, with a variance `fraction` of the way to beta, in logs."""
 
     def update(a, a_prev):
         if a_prev == 1:
@@ -42,9 +42,7 @@ def test_applies_the_exact_affine_map(schedule, prediction, variance, channel, f
 def test_reaches_the_data_distribution_as_steps_grow(schedule):
     table = SCHEDULES[schedule](1000)
     for fraction in (0.0, 1.0):
-        errors = [
-            exact_map(table.respace(n).alpha_bar, ancestral(fraction)).moment_error() for n in (50, 200, 800)
-        ]
+        errors = [exact_map(table.respace(n).alpha_bar, ancestral(fraction)).moment_error() for n in (50, 200, 800)]
         assert errors[1] < errors[0] / 2 and errors[2] < errors[1] / 2 and errors[2] < 0.01
     process = ProcessSpec(schedule=schedule, prediction="x0").build()
     assert recovered_map(process, DDPM(steps=200)).moment_error() < 0.03

@@ -6,6 +6,7 @@ Negatives are the other pairs of the batch; with `optim.accumulate` > 1, of the 
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -23,6 +24,7 @@ from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
 from unclip_jax.training.preview import heat_map
 from unclip_jax.training.stage import Batch, Preview, StageMetrics
+from unclip_jax.training.stages import common
 from unclip_jax.training.stages.common import READING, DataConfig
 from unclip_jax.training.state import State
 from unclip_jax.typing import Params
@@ -112,14 +114,10 @@ def similarity_preview(stage: CLIPStage, batches) -> Preview:
         z_i = clip.unit(clip.encode_image(stage.spec, params, images))
         return z_i @ clip.unit(clip.encode_text(stage.spec, params, batch["tokens"]).z_t).T
 
-    examples: list[Batch] = []
+    examples = functools.cache(lambda: common.first_examples(batches, 16))
 
     def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
         del frozen, step
-        if not examples:
-            iterator = batches(0)
-            examples.append({name: value[:16] for name, value in next(iterator).items()})
-            iterator.close()
-        return heat_map(np.asarray(cosines(params, examples[0])))
+        return heat_map(np.asarray(cosines(params, examples())))
 
     return preview

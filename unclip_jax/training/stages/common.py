@@ -1,8 +1,9 @@
 """What the stages share: where examples come from, what is drawn for each, and the metrics of a diffusion loss."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import Source, open_source
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
-from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.models.clip import CLIPSpec, TextSpec
 from unclip_jax.training.checkpoint import FOLDER, load_params
 from unclip_jax.training.stage import StageMetrics
 from unclip_jax.typing import Params
@@ -93,6 +94,13 @@ class DataConfig:
         )
 
 
+def first_examples(batches: Callable[[int], Iterator[dict[str, np.ndarray]]], count: int) -> dict[str, np.ndarray]:
+    """The first `count` examples of a run, for its previews."""
+    iterator = batches(0)
+    with contextlib.closing(iterator):
+        return {name: value[:count] for name, value in next(iterator).items()}
+
+
 READING = ("data.data_dir", "data.num_workers", "data.num_threads", "data.max_bad_share")
 """What a resumed run may change about its data."""
 
@@ -128,6 +136,11 @@ class FrozenCLIP:
         return cls(
             spec=part.spec, params=part.params, tokenizer=bundle.tokenizer, identity=part.clip_identity
         )
+
+    def text_spec(self, own: TextSpec) -> TextSpec:
+        """A stage's own caption encoder, made to read this CLIP's tokens."""
+        text = self.spec.text
+        return dataclasses.replace(own, vocab_size=text.vocab_size, eos_id=text.eos_id, context=text.context)
 
 
 @functools.partial(jax.vmap, in_axes=(0, None))

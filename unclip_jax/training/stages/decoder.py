@@ -5,6 +5,7 @@ of the examples and the caption, independently, for `drop_caption` of them.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
+from unclip_jax.conditioning import decoder_cond
 from unclip_jax.config import to_json
 from unclip_jax.diffusion.gaussian import Process, ProcessSpec
 from unclip_jax.diffusion.losses import Weighting, loss
@@ -99,35 +101,13 @@ class DecoderStage:
         return per_example, common.diffusion_metrics(terms, t, self.process.schedule.num_steps)
 
 
-def decoder_cond(
-    spec: UNetSpec,
-    clip_spec: CLIPSpec,
-    clip_params: Params,
-    z_i: Float[Array, "b d"],
-    tokens: Array,
-    mask: Array,
-) -> UNetCond:
-    """What the decoder is told: z_i and the caption in the form its spec asks for. For training and sampling."""
-    no_drop = jnp.zeros(len(z_i), bool)
-    cond = UNetCond(z_i=z_i, drop_image=no_drop)
-    if spec.text is not None:
-        return cond.replace(tokens=tokens, mask=mask, drop_text=no_drop)
-    if spec.text_width is not None:
-        text = clip.encode_text(clip_spec, clip_params, tokens)
-        return cond.replace(hidden=text.hidden, z_t=text.z_t, mask=mask, drop_text=no_drop)
-    return cond
-
-
 def train_decoder(config: DecoderConfig) -> State:
     """Trains a decoder under a frozen CLIP; see `unclip_jax.training.loop.train`."""
     frozen_clip = FrozenCLIP.load(config.clip)
     clip_spec = frozen_clip.spec
     spec = dataclasses.replace(config.model, embed_dim=clip_spec.embed_dim)
     if spec.text is not None:
-        text = dataclasses.replace(
-            spec.text, vocab_size=clip_spec.text.vocab_size, eos_id=clip_spec.text.eos_id, context=clip_spec.text.context
-        )
-        spec = dataclasses.replace(spec, text=text)
+        spec = dataclasses.replace(spec, text=frozen_clip.text_spec(spec.text))
     if spec.text_width is not None:
         spec = dataclasses.replace(spec, text_width=clip_spec.text.width)
     config = dataclasses.replace(config, model=spec)
@@ -174,16 +154,12 @@ def sample_preview(stage: DecoderStage, batches) -> Preview:
         noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(shape[0]))
         return sample(stage.process, model_fn, cond, DDIM(steps=16), noise, shape=shape)
 
-    examples: list[Batch] = []
+    examples = functools.cache(lambda: common.first_examples(batches, 8))
 
     def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
         del step
-        if not examples:
-            iterator = batches(0)
-            examples.append({name: value[:8] for name, value in next(iterator).items()})
-            iterator.close()
-        real = np.asarray(examples[0][f"image_{stage.spec.image_size}"])
-        drawn = to_uint8(np.asarray(draw(params, frozen, examples[0])))
+        real = np.asarray(examples()[f"image_{stage.spec.image_size}"])
+        drawn = to_uint8(np.asarray(draw(params, frozen, examples())))
         return grid(np.concatenate([real, drawn]), columns=len(real))
 
     return preview

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
+from unclip_jax.conditioning import prior_cond
 from unclip_jax.config import to_json
 from unclip_jax.diffusion.gaussian import Process, ProcessSpec
+from unclip_jax.diffusion.guidance import Threshold
 from unclip_jax.diffusion.losses import Weighting, loss
 from unclip_jax.diffusion.noise import KeyNoise
-from unclip_jax.diffusion.guidance import Threshold
 from unclip_jax.diffusion.samplers import DDIM, sample
 from unclip_jax.images import to_float
 from unclip_jax.models import clip, prior
@@ -127,35 +128,16 @@ class PriorStage:
         }
 
 
-def prior_cond(
-    spec: PriorSpec, clip_spec: CLIPSpec, clip_params: Params, tokens: Array, mask: Array
-) -> PriorCond:
-    """What the prior is told about tokenised captions; training and sampling both call this."""
-    text = clip.encode_text(clip_spec, clip_params, tokens)
-    return PriorCond(
-        z_t=text.z_t,
-        mask=mask,
-        drop=jnp.zeros(len(tokens), bool),
-        hidden=text.hidden if spec.text is None else None,
-        tokens=None if spec.text is None else tokens,
-    )
-
-
 def train_prior(config: PriorConfig) -> State:
     """Measures the statistics of z_i, then trains a prior; see `unclip_jax.training.loop.train`."""
     frozen_clip = FrozenCLIP.load(config.clip)
     clip_spec = frozen_clip.spec
-    text = config.model.text
-    if text is not None:
-        text = dataclasses.replace(
-            text, vocab_size=clip_spec.text.vocab_size, eos_id=clip_spec.text.eos_id, context=clip_spec.text.context
-        )
     spec = dataclasses.replace(
         config.model,
         embed_dim=clip_spec.embed_dim,
         text_width=clip_spec.text.width,
         context=clip_spec.text.context,
-        text=text,
+        text=None if config.model.text is None else frozen_clip.text_spec(config.model.text),
     )
     config = dataclasses.replace(config, model=spec)
     source = config.data.open(captions=True)
@@ -227,14 +209,10 @@ def cosine_preview(stage: PriorStage, batches) -> Preview:
         )
         return clip.unit(stats.denormalise(z)) @ clip.unit(z_i).T
 
-    examples: list[Batch] = []
+    examples = functools.cache(lambda: common.first_examples(batches, 16))
 
     def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
         del step
-        if not examples:
-            iterator = batches(0)
-            examples.append({name: value[:16] for name, value in next(iterator).items()})
-            iterator.close()
-        return heat_map(np.asarray(cosines(params, frozen, examples[0])))
+        return heat_map(np.asarray(cosines(params, frozen, examples())))
 
     return preview

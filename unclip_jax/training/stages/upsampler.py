@@ -5,6 +5,7 @@ sampling uses on the output of the stage before. Neither CLIP nor captions take 
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -113,7 +114,7 @@ def train_upsampler(config: UpsamplerConfig) -> State:
         extra={"low_res_size": size // config.low_res.scale, "sampling": config.sampling},
         may_change=(*READING, "sampling.*"),
     )
-    preview = sample_preview(stage, lambda: batches(0, None))
+    preview = sample_preview(stage, functools.partial(batches, crop=None))
     return train(stage, {}, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
 
 
@@ -133,15 +134,11 @@ def sample_preview(stage: UpsamplerStage, whole_images) -> Preview:
         cond = UNetCond(low_res=condition)
         return condition, sample(stage.process, model_fn, cond, DDIM(steps=8), noise, shape=x_0.shape)
 
-    examples: list[np.ndarray] = []
+    examples = functools.cache(lambda: common.first_examples(whole_images, 4)[f"image_{stage.spec.image_size}"])
 
     def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
         del frozen, step
-        if not examples:
-            iterator = whole_images()
-            examples.append(next(iterator)[f"image_{stage.spec.image_size}"][:4])
-            iterator.close()
-        condition, drawn = (to_uint8(np.asarray(x)) for x in draw(params, examples[0]))
-        return grid(np.concatenate([condition, drawn, examples[0]]), columns=len(drawn))
+        condition, drawn = (to_uint8(np.asarray(x)) for x in draw(params, examples()))
+        return grid(np.concatenate([condition, drawn, examples()]), columns=len(drawn))
 
     return preview

@@ -1,0 +1,1 @@
+"""Commands that draw with a trained bundle."""

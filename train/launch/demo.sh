@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Trains the five networks of the demo one after another and packs them into the bundle that ships with the package.
+# Stopping and starting it again carries on where it was. PYTHON names the interpreter.
+set -euo pipefail
+python=${PYTHON:-python}
+"$python" -m train.clip shapes
+"$python" -m train.prior shapes
+"$python" -m train.decoder shapes
+"$python" -m train.upsampler shapes-64
+"$python" -m train.upsampler shapes-128
+"$python" -m unclip_jax.bundle pack unclip_jax/assets/demo --overwrite --dtype float16 \
+  --name demo --license Apache-2.0 \
+  --description "A small cascade trained on captioned shapes: one or two coloured shapes, 128 px." \
+  --clip runs/shapes/clip --prior runs/shapes/prior --decoder runs/shapes/decoder \
+  --upsamplers runs/shapes/upsampler_64 runs/shapes/upsampler_128

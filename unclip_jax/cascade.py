@@ -1,0 +1,278 @@
+"""The cascade: caption -> z_i -> base image -> larger images, one compiled program per stage (2204.06125, section 2).
+
+(1) z_i ~ prior(y);  of `num_candidates` draws the one with the largest z_i . z_t is kept        section 2.2
+(2) x_base ~ decoder(z_i, y)                                                                      section 2.1
+(3) x_next ~ upsampler(x)                     condition made by `LowRes.condition`, as in training
+
+All functions are pure. A program depends on specs, settings and shapes alone, so another prompt or seed never compiles
+again. Noise belongs to an image (its global index) and a stage, never to a place in a batch: image 7 of a request
+is the same picture whatever the batch size.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from unclip_jax.bundle.parts import Bundle, Part
+from unclip_jax.conditioning import decoder_cond, prior_cond
+from unclip_jax.config import from_json
+from unclip_jax.data.degrade import LowRes
+from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.diffusion.guidance import Guidance, ModelFn, Threshold
+from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
+from unclip_jax.diffusion.samplers import DDIM, DDPM, sample
+from unclip_jax.errors import UserError
+from unclip_jax.models import clip
+from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.models.prior import EmbeddingStats, Prior, PriorSpec
+from unclip_jax.models.unet import UNet, UNetCond, UNetSpec
+from unclip_jax.typing import Params
+
+PRIOR_STREAM, DECODER_STREAM, UPSAMPLER_STREAM = range(3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """How one stage is sampled."""
+
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    """DDIM, or ancestral sampling with the variance of the network's process."""
+    steps: int = 50
+    """Network evaluations."""
+    eta: float = 0.0
+    """DDIM's noise: 0 is deterministic, 1 as noisy as DDPM."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1 is none."""
+    guidance_rescale: float = 0.0
+    """How far guided predictions are brought back to the deviation of unguided ones, in [0, 1]."""
+    threshold: Literal["none", "static", "dynamic"] = "static"
+    """How predicted images are kept in [-1, 1]; the prior's embeddings never are."""
+    num_candidates: int = 1
+    """Embeddings drawn per image, of which the one nearest to the caption is kept (prior only)."""
+
+    def check(self, name: str, process: ProcessSpec) -> None:
+        """Raises UserError for a value out of range."""
+        if not 1 <= self.steps <= process.num_steps:
+            raise UserError(f"{name}: steps is {self.steps}; choose 1 to {process.num_steps}")
+        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 100):
+            raise UserError(f"{name}: guidance_scale is {self.guidance_scale}; choose 0 to 100, 1 for no guidance")
+        for field in ("eta", "guidance_rescale"):
+            value = getattr(self, field)
+            if not 0 <= value <= 1:
+                raise UserError(f"{name}: {field} is {value}; choose 0 to 1")
+        if not 1 <= self.num_candidates <= 64:
+            raise UserError(f"{name}: num_candidates is {self.num_candidates}; choose 1 to 64")
+
+    def algorithm(self) -> DDIM | DDPM:
+        """The sampler itself."""
+        return DDIM(steps=self.steps, eta=self.eta) if self.sampler == "ddim" else DDPM(steps=self.steps)
+
+    def guide(self, process: ProcessSpec, model_fn: ModelFn) -> ModelFn:
+        """`model_fn` with guidance."""
+        guidance = Guidance(scale=self.guidance_scale, rescale=self.guidance_rescale)
+        return guidance.wrap(process.build(), model_fn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What one stage made: its part's name, and z_i [b d] (prior) or images [b h w 3] in [-1, 1]."""
+
+    part: str
+    value: Float[Array, "b ..."]
+
+
+def default_settings(bundle: Bundle) -> dict[str, StageSettings]:
+    """The bundle's own settings, by part, in the order in which a cascade runs."""
+    order = [name for name in ("prior", "decoder") if name in bundle.parts]
+    order += sorted(name for name, part in bundle.parts.items() if part.kind == "upsampler")
+    return {name: from_json(StageSettings, bundle.sampling.get(name, {}), f"sampling.{name}") for name in order}
+
+
+def stages_until(bundle: Bundle, stop_at: int | None) -> list[str]:
+    """The parts that run to reach images of `stop_at` px; all of them for None. UserError for another size."""
+    names = list(default_settings(bundle))
+    for name in ("clip", "prior", "decoder"):
+        bundle.part(name)
+    if stop_at is None:
+        return names
+    sizes = [bundle.parts[name].spec.image_size for name in names if name != "prior"]
+    if stop_at not in sizes:
+        raise UserError(f"stop_at is {stop_at}; bundle {bundle.name} makes {', '.join(map(str, sizes))} px")
+    return names[: sizes.index(stop_at) + 2]
+
+
+def cascade(
+    bundle: Bundle,
+    tokens: Int[Array, "b n"],
+    mask: Bool[Array, "b n"],
+    key: Key[Array, ""],
+    *,
+    indices: Int[Array, " b"] | None = None,
+    settings: dict[str, StageSettings] | None = None,
+    stop_at: int | None = None,
+) -> Iterator[Drawn]:
+    """Draws one image per row of tokenised captions, stage by stage as the iterator is advanced.
+
+    Args:
+        key: of the whole request. Stages and images fold their own numbers into it.
+        indices: each image's number in the request; 0, 1, ... by default.
+        settings: by part; the bundle's own where a part is not named.
+        stop_at: size in pixels after which to stop; None runs the whole cascade.
+
+    Raises:
+        UserError: a setting is out of range, or the bundle lacks a part.
+    """
+    names = stages_until(bundle, stop_at)
+    chosen = default_settings(bundle) | (settings or {})
+    for name in names:
+        chosen[name].check(name, cast(ProcessSpec, bundle.parts[name].process))
+    if indices is None:
+        indices = jnp.arange(len(tokens))
+    z_i, image = None, None
+    for name in names:
+        part, how = bundle.parts[name], chosen[name]
+        if name == "prior":
+            count = how.num_candidates
+            candidates = (indices[:, None] * count + jnp.arange(count)).reshape(-1)
+            noise = KeyNoise(key=jax.random.fold_in(key, PRIOR_STREAM), indices=candidates)
+            z_i = draw_embedding(bundle, tokens, mask, noise, how)
+            yield Drawn(name, z_i)
+        elif name == "decoder":
+            noise = KeyNoise(key=jax.random.fold_in(key, DECODER_STREAM), indices=indices)
+            image = draw_image(bundle, cast(Array, z_i), tokens, mask, noise, how)
+            yield Drawn(name, image)
+        else:
+            stream = UPSAMPLER_STREAM + int(name.removeprefix("upsampler_"))
+            noise = KeyNoise(key=jax.random.fold_in(key, stream), indices=indices)
+            image = upsample(part, cast(Array, image), noise, how)
+            yield Drawn(name, image)
+
+
+def draw_embedding(
+    bundle: Bundle, tokens: Int[Array, "b n"], mask: Bool[Array, "b n"], noise: NoiseSource, how: StageSettings
+) -> Float[Array, "b d"]:
+    """Equation (1): raw z_i. `noise` is for b * num_candidates embeddings, those of an image side by side."""
+    part, clip_part = bundle.part("prior"), bundle.part("clip")
+    weights = part.params, clip_part.params, bundle.stats
+    return _prior_program(_static(part), clip_part.spec, how, *weights, tokens, mask, noise)
+
+
+def draw_image(
+    bundle: Bundle,
+    z_i: Float[Array, "b d"],
+    tokens: Int[Array, "b n"],
+    mask: Bool[Array, "b n"],
+    noise: NoiseSource,
+    how: StageSettings,
+) -> Float[Array, "b h w 3"]:
+    """Equation (2): images of the decoder's size."""
+    part, clip_part = bundle.part("decoder"), bundle.part("clip")
+    weights = part.params, clip_part.params
+    return _decoder_program(_static(part), clip_part.spec, how, *weights, z_i, tokens, mask, noise)
+
+
+def upsample(
+    part: Part, images: Float[Array, "b h w 3"], noise: NoiseSource, how: StageSettings
+) -> Float[Array, "b H W 3"]:
+    """Equation (3): images `part.spec.image_size / part.low_res_size` times as large."""
+    return _upsampler_program(_static(part), cast(int, part.low_res_size), how, part.params, images, noise)
+
+
+_Static = tuple[Any, ProcessSpec]
+
+
+def _static(part: Part) -> _Static:
+    return part.spec, cast(ProcessSpec, part.process)
+
+
+def _program(num_static: int) -> Callable[[Callable], Callable]:
+    """Compiles a stage; its first `num_static` arguments select the program."""
+    return functools.partial(jax.jit, static_argnums=tuple(range(num_static)))
+
+
+@_program(3)
+def _prior_program(
+    static: _Static,
+    clip_spec: CLIPSpec,
+    how: StageSettings,
+    params: Params,
+    clip_params: Params,
+    stats: EmbeddingStats,
+    tokens: Array,
+    mask: Array,
+    noise: NoiseSource,
+) -> Array:
+    spec, process = cast(PriorSpec, static[0]), static[1]
+    b, count = len(tokens), how.num_candidates
+
+    def model_fn(x_t: Array, t: Array, cond: Any) -> Array:
+        return Prior(spec).apply({"params": params}, x_t, t, cond)
+
+    told = prior_cond(spec, clip_spec, clip_params, tokens, mask)
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), told)
+    z = sample(
+        process.build(),
+        how.guide(process, model_fn),
+        repeated,
+        how.algorithm(),
+        noise,
+        shape=(b * count, spec.embed_dim),
+        threshold=Threshold(kind="none"),
+    )
+    z_i = stats.denormalise(z)
+    if clip_spec.embedding == "unit":
+        z_i = clip.unit(z_i)
+    z_i = z_i.reshape(b, count, -1)
+    best = jnp.argmax(jnp.einsum("bcd,bd->bc", clip.unit(z_i), told.z_t), axis=1)
+    return jnp.take_along_axis(z_i, best[:, None, None], axis=1)[:, 0]
+
+
+@_program(3)
+def _decoder_program(
+    static: _Static,
+    clip_spec: CLIPSpec,
+    how: StageSettings,
+    params: Params,
+    clip_params: Params,
+    z_i: Array,
+    tokens: Array,
+    mask: Array,
+    noise: NoiseSource,
+) -> Array:
+    spec = cast(UNetSpec, static[0])
+    cond = decoder_cond(spec, clip_spec, clip_params, z_i, tokens, mask)
+    return _draw_pixels(static, how, params, cond, noise, len(z_i))
+
+
+@_program(3)
+def _upsampler_program(
+    static: _Static, low_res_size: int, how: StageSettings, params: Params, images: Array, noise: NoiseSource
+) -> Array:
+    spec = cast(UNetSpec, static[0])
+    cond = UNetCond(low_res=LowRes(scale=spec.image_size // low_res_size).condition(images))
+    return _draw_pixels(static, how, params, cond, noise, len(images))
+
+
+def _draw_pixels(
+    static: _Static, how: StageSettings, params: Params, cond: UNetCond, noise: NoiseSource, count: int
+) -> Array:
+    spec, process = cast(UNetSpec, static[0]), static[1]
+
+    def model_fn(x_t: Array, t: Array, cond: Any) -> Array:
+        return UNet(spec).apply({"params": params}, x_t, t, cond)
+
+    return sample(
+        process.build(),
+        how.guide(process, model_fn),
+        cond,
+        how.algorithm(),
+        noise,
+        shape=(count, spec.image_size, spec.image_size, 3),
+        threshold=Threshold(kind=how.threshold),
+    )

@@ -1,0 +1,146 @@
+"""How often a bundle draws what a caption of shapes says, read off the pixels by `shapes_checker`.
+
+    python -m unclip_jax.eval.shapes --bundle demo --prompts 256
+
+One object or two with a relation, of colour-shape pairs seen or never seen in training; and each group judged by the
+captions of its neighbours, which is what chance looks like. `--true-renders` judges the renderer's own images instead,
+which measures the checker.
+"""
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from jaxtyping import UInt8
+
+from unclip_jax import compilation_cache
+from unclip_jax.bundle import store
+from unclip_jax.bundle.parts import Bundle
+from unclip_jax.cascade import cascade
+from unclip_jax.data import draw, shapes
+from unclip_jax.errors import UserError, run_cli
+from unclip_jax.eval.shapes_checker import Verdict, check
+from unclip_jax.images import grid, save_png, to_uint8
+
+GROUPS: dict[str, tuple[shapes.Split, int]] = {
+    "one object, unseen pair": ("test_unseen", 1),
+    "one object, seen pair": ("test_seen", 1),
+    "two objects, unseen pair": ("test_unseen", 2),
+    "two objects, seen pairs": ("test_seen", 2),
+}
+CRITERIA = ("count", "colour", "shape", "relation", "all")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Draw captions of shapes and count what is right."""
+
+    bundle: str = "demo"
+    """A bundle's folder, or the name of a shipped one."""
+    prompts: int = 256
+    """Prompts in all, a quarter of them in each group."""
+    seed: int = 0
+    """Of the images; the prompts are always the first of the test splits."""
+    stop_at: int | None = None
+    """Judge the images of this many pixels instead of the last ones."""
+    batch_size: int = 32
+    """Images drawn at once."""
+    out: Path | None = None
+    """A PNG to save the images to, row by row in the order of the table."""
+    true_renders: bool = False
+    """Judge the renderer's own images at 128 px, to see how good the judge is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A test scene and its caption."""
+
+    scene: shapes.Scene
+    caption: str
+
+
+def cases(split: shapes.Split, num_objects: int, count: int) -> list[Case]:
+    """The first `count` examples of a split with that many objects."""
+    found, index = [], 0
+    while len(found) < count:
+        scene, caption = shapes.example(split, index)
+        if len(scene.objects) == num_objects:
+            found.append(Case(scene, caption))
+        index += 1
+    return found
+
+
+def draw_captions(bundle: Bundle, captions: list[str], options: Options) -> UInt8[np.ndarray, "n h w 3"]:
+    """One image per caption."""
+    if bundle.tokenizer is None:
+        raise UserError(f"bundle {bundle.name} has no tokenizer; use one that reads captions")
+    encoded = bundle.tokenizer.encode(captions, bundle.part("clip").spec.text.context)
+    size = min(options.batch_size, len(captions))
+    images = []
+    for start in range(0, len(captions), size):
+        rows = np.arange(start, start + size)
+        some = np.minimum(rows, len(captions) - 1)
+        *_, last = cascade(
+            bundle,
+            encoded.tokens[some],
+            encoded.mask[some],
+            jax.random.key(options.seed),
+            indices=jax.numpy.asarray(rows),
+            stop_at=options.stop_at,
+        )
+        images.append(to_uint8(last.value))
+        print(f"\rdrawn {min(start + size, len(captions))} of {len(captions)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return np.concatenate(images)[: len(captions)]
+
+
+def shares(verdicts: list[Verdict]) -> dict[str, float]:
+    """Share of images for which each criterion holds; NaN where it does not apply."""
+    result = {}
+    for name in CRITERIA:
+        values = [getattr(verdict, name) for verdict in verdicts if getattr(verdict, name) is not None]
+        result[name] = float(np.mean(values)) if values else math.nan
+    return result
+
+
+def evaluate(images: UInt8[np.ndarray, "n h w 3"], groups: dict[str, list[Case]]) -> dict[str, dict[str, float]]:
+    """Shares by group, for images in the order of the groups' cases; the last row has the captions shuffled."""
+    table, start = {}, 0
+    for name, members in groups.items():
+        own = images[start : start + len(members)]
+        start += len(members)
+        queries = [shapes.parse(case.caption) for case in members]
+        table[name] = shares([check(image, query) for image, query in zip(own, queries, strict=True)])
+        shuffled = np.roll(np.arange(len(members)), 1)
+        table[f"{name}, captions shuffled"] = shares(
+            [check(image, queries[i]) for image, i in zip(own, shuffled, strict=True)]
+        )
+    return table
+
+
+def main() -> None:
+    """Draws, judges, prints the table."""
+    options = tyro.cli(Options, prog="python -m unclip_jax.eval.shapes", description=__doc__)
+    if options.prompts < 4 * 2:
+        raise UserError(f"prompts is {options.prompts}; give at least 8, two for each group")
+    compilation_cache.enable()
+    groups = {name: cases(*which, options.prompts // len(GROUPS)) for name, which in GROUPS.items()}
+    members = [case for group in groups.values() for case in group]
+    if options.true_renders:
+        images = np.stack([draw.render(case.scene, 128) for case in members])
+    else:
+        images = draw_captions(store.load(options.bundle), [case.caption for case in members], options)
+    if options.out is not None:
+        save_png(options.out, grid(images, columns=16), {"prompts": "\n".join(case.caption for case in members)})
+    print(f"{'':42s}" + "".join(f"{name:>10s}" for name in CRITERIA))
+    for name, row in evaluate(images, groups).items():
+        cells = ["-" if math.isnan(row[c]) else f"{100 * row[c]:.1f} %" for c in CRITERIA]
+        print(f"{name:42s}" + "".join(f"{cell:>10s}" for cell in cells))
+
+
+if __name__ == "__main__":
+    run_cli(main)
