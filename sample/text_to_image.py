@@ -7,21 +7,21 @@
 import dataclasses
 import json
 import sys
-import time
+import warnings
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import numpy as np
 import tyro
 
 from unclip_jax import compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.cascade import StageSettings, cascade, default_settings, stages_until
+from unclip_jax.cascade import StageSettings, default_settings
 from unclip_jax.config import to_json
 from unclip_jax.errors import UserError, run_cli
-from unclip_jax.images import grid, save_png, to_uint8
+from unclip_jax.images import grid, save_png
+from unclip_jax.text_to_image import CutWarning, Progress, text_to_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,19 +88,34 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m sample.text_to_image", description=__doc__)
     compilation_cache.enable()
     prompts = read_prompts(options)
-    for name in ("num_images", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{name} is {getattr(options, name)}; it must be at least 1")
-    if not 0 <= options.seed < 2**32:
-        raise UserError(f"seed is {options.seed}; it must be at least 0 and below 2**32")
+    if options.num_images < 1:
+        raise UserError(f"num_images is {options.num_images}; it must be at least 1")
     bundle = store.load(options.bundle)
     settings = choose_settings(bundle, options)
-    images = draw(bundle, [p for p in prompts for _ in range(options.num_images)], settings, options)
+    with warnings.catch_warnings(record=True, action="always", category=CutWarning) as cut:
+        images = text_to_image(
+            bundle,
+            [prompt for prompt in prompts for _ in range(options.num_images)],
+            seed=options.seed,
+            settings=settings,
+            stop_at=options.stop_at,
+            batch_size=options.batch_size,
+            progress=report,
+        )
+    for warning in cut:
+        print(f"warning: {warning.message}", file=sys.stderr)
     save(bundle, prompts, images, settings, options)
 
 
+def report(progress: Progress) -> None:
+    """One line per stage on stderr."""
+    of = f"{progress.done} of {progress.total} images"
+    stage = f"{progress.part} ({progress.stage} of {progress.num_stages})"
+    print(f"{of}: {stage} in {progress.seconds:.1f} s", file=sys.stderr)
+
+
 def read_prompts(options: Options) -> list[str]:
-    """The prompt, or the non-empty lines of the file."""
+    """The prompt, or the non-empty lines of the file, or one empty prompt."""
     if (options.prompt is None) == (options.prompts is None):
         raise UserError('give a prompt, as in "a red circle", or a file of them with --prompts')
     if options.prompts is None:
@@ -110,10 +125,7 @@ def read_prompts(options: Options) -> list[str]:
             lines = options.prompts.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {options.prompts}: {error}; give a UTF-8 text file") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError("the prompt is empty; say what to draw")
-    return prompts
+    return [line.strip() for line in lines if line.strip()] or [""]
 
 
 def choose_settings(bundle: Bundle, options: Options) -> dict[str, StageSettings]:
@@ -125,42 +137,6 @@ def choose_settings(bundle: Bundle, options: Options) -> dict[str, StageSettings
             settings[name], **{key: value for key, value in vars(given).items() if value is not None}
         )
     return settings
-
-
-def draw(
-    bundle: Bundle, prompts: list[str], settings: dict[str, StageSettings], options: Options
-) -> np.ndarray:
-    """uint8 [n h w 3], one image per prompt, in batches of one size so that every batch runs the same programs."""
-    names = stages_until(bundle, options.stop_at)
-    if bundle.tokenizer is None:
-        raise UserError(f"bundle {bundle.name} has no tokenizer; use one that reads captions")
-    encoded = bundle.tokenizer.encode(prompts, bundle.part("clip").spec.text.context)
-    for prompt, cut in dict(zip(prompts, encoded.cut, strict=True)).items():
-        if cut is not None:
-            print(f"warning: the prompt is too long, this part of it was cut: {cut!r} (of {prompt!r})", file=sys.stderr)
-    size = min(options.batch_size, len(prompts))
-    rows = np.arange(-(-len(prompts) // size) * size)
-    images = []
-    for batch in np.split(rows, len(rows) // size):
-        some = np.minimum(batch, len(prompts) - 1)
-        stages = cascade(
-            bundle,
-            encoded.tokens[some],
-            encoded.mask[some],
-            jax.random.key(options.seed),
-            indices=jax.numpy.asarray(batch),
-            settings=settings,
-            stop_at=options.stop_at,
-        )
-        start = time.perf_counter()
-        for i, drawn in enumerate(stages):
-            jax.block_until_ready(drawn.value)
-            seconds, start = time.perf_counter() - start, time.perf_counter()
-            done = f"images {batch[0] + 1} to {min(batch[-1] + 1, len(prompts))} of {len(prompts)}"
-            print(f"{done}: {drawn.part} ({i + 1}/{len(names)}) in {seconds:.1f} s", file=sys.stderr)
-            if i + 1 == len(names):
-                images.append(to_uint8(drawn.value))
-    return np.concatenate(images)[: len(prompts)]
 
 
 def save(

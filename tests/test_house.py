@@ -57,6 +57,7 @@ ALLOWED = {
         "unclip_jax.training.checkpoint",
     ),
     "unclip_jax.cascade": SYSTEM,
+    "unclip_jax.text_to_image": (*SYSTEM, "unclip_jax.cascade"),
     "unclip_jax.editing": (*SYSTEM, "unclip_jax.cascade"),
     "unclip_jax.eval": ("unclip_jax",),
     "unclip_jax.convert": SYSTEM,

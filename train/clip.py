@@ -7,4 +7,4 @@ from train import cli
 from unclip_jax.training.stages.clip import train_clip
 
 if __name__ == "__main__":
-    cli.main("clip", __doc__, train_clip)
+    cli.main("clip", __doc__ or "", train_clip)

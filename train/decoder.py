@@ -7,4 +7,4 @@ from train import cli
 from unclip_jax.training.stages.decoder import train_decoder
 
 if __name__ == "__main__":
-    cli.main("decoder", __doc__, train_decoder)
+    cli.main("decoder", __doc__ or "", train_decoder)

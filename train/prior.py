@@ -7,4 +7,4 @@ from train import cli
 from unclip_jax.training.stages.prior import train_prior
 
 if __name__ == "__main__":
-    cli.main("prior", __doc__, train_prior)
+    cli.main("prior", __doc__ or "", train_prior)

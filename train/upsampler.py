@@ -7,4 +7,4 @@ from train import cli
 from unclip_jax.training.stages.upsampler import train_upsampler
 
 if __name__ == "__main__":
-    cli.main("upsampler", __doc__, train_upsampler)
+    cli.main("upsampler", __doc__ or "", train_upsampler)

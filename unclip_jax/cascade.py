@@ -28,10 +28,10 @@ from unclip_jax.diffusion.guidance import Guidance, ModelFn, Threshold
 from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
 from unclip_jax.diffusion.samplers import DDIM, DDPM, sample
 from unclip_jax.errors import UserError
-from unclip_jax.models import clip
+from unclip_jax.models import clip, prior, unet
 from unclip_jax.models.clip import CLIPSpec
-from unclip_jax.models.prior import EmbeddingStats, Prior, PriorSpec
-from unclip_jax.models.unet import UNet, UNetCond, UNetSpec
+from unclip_jax.models.prior import EmbeddingStats, PriorSpec
+from unclip_jax.models.unet import UNetCond, UNetSpec
 from unclip_jax.typing import Params
 
 PRIOR_STREAM, DECODER_STREAM, UPSAMPLER_STREAM = range(3)
@@ -101,7 +101,7 @@ def stages_until(bundle: Bundle, stop_at: int | None) -> list[str]:
         bundle.part(name)
     if stop_at is None:
         return names
-    sizes = [bundle.parts[name].spec.image_size for name in names if name != "prior"]
+    sizes = [cast(UNetSpec, bundle.parts[name].spec).image_size for name in names if name != "prior"]
     if stop_at not in sizes:
         raise UserError(f"stop_at is {stop_at}; bundle {bundle.name} makes {', '.join(map(str, sizes))} px")
     return names[: sizes.index(stop_at) + 2]
@@ -212,7 +212,7 @@ def _prior_program(
     b, count = len(tokens), how.num_candidates
 
     def model_fn(x_t: Array, t: Array, cond: Any) -> Array:
-        return Prior(spec).apply({"params": params}, x_t, t, cond)
+        return prior.apply(spec, params, x_t, t, cond)
 
     told = prior_cond(spec, clip_spec, clip_params, tokens, mask)
     repeated = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), told)
@@ -265,7 +265,7 @@ def _draw_pixels(
     spec, process = cast(UNetSpec, static[0]), static[1]
 
     def model_fn(x_t: Array, t: Array, cond: Any) -> Array:
-        return UNet(spec).apply({"params": params}, x_t, t, cond)
+        return unet.apply(spec, params, x_t, t, cond)
 
     return sample(
         process.build(),

@@ -1,5 +1,7 @@
 """From captions and embeddings to what the networks are told: the one place, for training and for sampling."""
 
+import dataclasses
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -36,8 +38,8 @@ def decoder_cond(
     no_drop = jnp.zeros(len(z_i), bool)
     cond = UNetCond(z_i=z_i, drop_image=no_drop)
     if spec.text is not None:
-        return cond.replace(tokens=tokens, mask=mask, drop_text=no_drop)
+        return dataclasses.replace(cond, tokens=tokens, mask=mask, drop_text=no_drop)
     if spec.text_width is not None:
         text = clip.encode_text(clip_spec, clip_params, tokens)
-        return cond.replace(hidden=text.hidden, z_t=text.z_t, mask=mask, drop_text=no_drop)
+        return dataclasses.replace(cond, hidden=text.hidden, z_t=text.z_t, mask=mask, drop_text=no_drop)
     return cond

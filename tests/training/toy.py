@@ -1,17 +1,15 @@
 """A small stage for the tests of training, an MLP that predicts noise, and a process that runs it.
 
-    python -m tests.training.toy WORKDIR STEPS [save_every=N] [die_after=STEP | die_saving=STEP | term_at=STEP]
+    python -m tests.training.toy WORKDIR STEPS {die_saving | term_at}=STEP
 
-kills itself (SIGKILL) once the checkpoint of `die_after` is whole, or while that of `die_saving` is written;
-sends itself SIGTERM before the step that follows step `term_at`.
+saves every 5 steps, and kills itself (SIGKILL) while the checkpoint of step `die_saving` is being written, or sends
+itself SIGTERM before the step that follows step `term_at`.
 """
 
 import dataclasses
 import os
 import signal
 import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ import numpy as np
 
 from unclip_jax.config import to_json
 from unclip_jax.errors import run_cli
-from unclip_jax.training.checkpoint import FOLDER, Meta
+from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
 
@@ -82,23 +80,16 @@ def config(workdir, steps, optim=None, **run):
 
 
 def main():
-    workdir, steps, *options = sys.argv[1:]
-    options = {name: int(value) for name, value in (option.split("=") for option in options)}
-    saved = Path(workdir) / FOLDER / str(options.get("die_after"))
+    workdir, steps, fate = sys.argv[1:]
+    fate, _, at = fate.partition("=")
 
     def fateful(start_step):
         for step, batch in enumerate(batches(start_step), start_step):
-            if step == options.get("die_after", -9) + 2:
-                while not saved.exists():
-                    time.sleep(0.01)
-                os.kill(os.getpid(), signal.SIGKILL)
-            if step == options.get("die_saving"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            if step == options.get("term_at"):
-                os.kill(os.getpid(), signal.SIGTERM)
+            if step == int(at):
+                os.kill(os.getpid(), {"die_saving": signal.SIGKILL, "term_at": signal.SIGTERM}[fate])
             yield batch
 
-    train(Toy(), FROZEN, fateful, **config(workdir, int(steps), save_every=options.get("save_every", 5)))
+    train(Toy(), FROZEN, fateful, **config(workdir, int(steps), save_every=5))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def clip() -> CLIPConfig:
         optim=OptimConfig(
             learning_rate=1e-3, warmup_steps=200, schedule="cosine", beta2=0.98, weight_decay=0.05, ema_decay=0.995
         ),
-        run=RunConfig(workdir="runs/shapes/clip", steps=2000, sample_every=1000, save_every=500, log_every=50),
+        run=RunConfig(workdir="runs/shapes/clip", steps=1400, sample_every=1000, save_every=500, log_every=50),
     )
 
 

@@ -12,19 +12,17 @@ import math
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import tyro
 from jaxtyping import UInt8
 
 from unclip_jax import compilation_cache
 from unclip_jax.bundle import store
-from unclip_jax.bundle.parts import Bundle
-from unclip_jax.cascade import cascade
 from unclip_jax.data import draw, shapes
 from unclip_jax.errors import UserError, run_cli
 from unclip_jax.eval.shapes_checker import Verdict, check
-from unclip_jax.images import grid, save_png, to_uint8
+from unclip_jax.images import grid, save_png
+from unclip_jax.text_to_image import text_to_image
 
 GROUPS: dict[str, tuple[shapes.Split, int]] = {
     "one object, unseen pair": ("test_unseen", 1),
@@ -74,30 +72,6 @@ def cases(split: shapes.Split, num_objects: int, count: int) -> list[Case]:
     return found
 
 
-def draw_captions(bundle: Bundle, captions: list[str], options: Options) -> UInt8[np.ndarray, "n h w 3"]:
-    """One image per caption."""
-    if bundle.tokenizer is None:
-        raise UserError(f"bundle {bundle.name} has no tokenizer; use one that reads captions")
-    encoded = bundle.tokenizer.encode(captions, bundle.part("clip").spec.text.context)
-    size = min(options.batch_size, len(captions))
-    images = []
-    for start in range(0, len(captions), size):
-        rows = np.arange(start, start + size)
-        some = np.minimum(rows, len(captions) - 1)
-        *_, last = cascade(
-            bundle,
-            encoded.tokens[some],
-            encoded.mask[some],
-            jax.random.key(options.seed),
-            indices=jax.numpy.asarray(rows),
-            stop_at=options.stop_at,
-        )
-        images.append(to_uint8(last.value))
-        print(f"\rdrawn {min(start + size, len(captions))} of {len(captions)}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return np.concatenate(images)[: len(captions)]
-
-
 def shares(verdicts: list[Verdict]) -> dict[str, float]:
     """Share of images for which each criterion holds; NaN where it does not apply."""
     result = {}
@@ -133,7 +107,14 @@ def main() -> None:
     if options.true_renders:
         images = np.stack([draw.render(case.scene, 128) for case in members])
     else:
-        images = draw_captions(store.load(options.bundle), [case.caption for case in members], options)
+        images = text_to_image(
+            store.load(options.bundle),
+            [case.caption for case in members],
+            seed=options.seed,
+            stop_at=options.stop_at,
+            batch_size=options.batch_size,
+            progress=lambda p: print(f"{p.done} of {p.total}: {p.part} in {p.seconds:.1f} s", file=sys.stderr),
+        )
     if options.out is not None:
         save_png(options.out, grid(images, columns=16), {"prompts": "\n".join(case.caption for case in members)})
     print(f"{'':42s}" + "".join(f"{name:>10s}" for name in CRITERIA))

@@ -1,14 +1,17 @@
 """What every spec and network shares."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
+import flax.linen as nn
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from unclip_jax.errors import UserError
 from unclip_jax.typing import Params
 
+T = TypeVar("T")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -22,7 +25,24 @@ def parameter_count(params: Params) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
+def given(value: T | None, name: str) -> T:
+    """A condition that the spec asks for; ValueError where the caller left it out."""
+    if value is None:
+        raise ValueError(f"this network needs cond.{name}, which is None")
+    return value
+
+
 def check_heads(name: str, width: int, heads: int) -> None:
     """Refuse a width that the heads do not divide."""
     if width % heads:
         raise UserError(f"{name}: width {width} is not divisible by {heads} heads; choose a multiple")
+
+
+def init_module(module: nn.Module, key: Key[Array, ""], *arguments: Any) -> Params:
+    """Random parameters of a module whose only collection they are."""
+    return cast(Params, module.init(key, *arguments)["params"])
+
+
+def apply_module(module: nn.Module, params: Params, *arguments: Any, method: str | None = None) -> Any:
+    """`module.apply` for modules whose only collection is their parameters."""
+    return module.apply({"params": params}, *arguments, method=method)

@@ -8,6 +8,7 @@ With `embedding = "unit"` z_i and z_t are divided by their norms, as unCLIP uses
 presumes it); with "raw" they leave as they are, as in Karlo and Kandinsky.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
-from unclip_jax.models.base import Dtype, abstract, check_heads
+from unclip_jax.models.base import Dtype, abstract, apply_module, check_heads, init_module
 from unclip_jax.nn.attention import Implementation
 from unclip_jax.nn.norms import layer_norm
 from unclip_jax.nn.transformer import Activation, Transformer, causal_mask
@@ -87,7 +88,8 @@ class CLIP(nn.Module):
     def setup(self) -> None:
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         vision, text = spec.vision, spec.text
-        shared = dict(
+        transformer = functools.partial(
+            Transformer,
             activation=spec.activation,
             dtype=dtype,
             remat=spec.remat,
@@ -102,12 +104,12 @@ class CLIP(nn.Module):
             "vision_positions", normal(vision.width**-0.5), (num_patches + 1, vision.width)
         )
         self.norm_pre = layer_norm(dtype, "norm_pre")
-        self.vision_blocks = Transformer(vision.depth, vision.heads, **shared)
+        self.vision_blocks = transformer(vision.depth, vision.heads)
         self.norm_post = layer_norm(dtype, "norm_post")
         self.image_projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=dtype)
         self.token_embed = nn.Embed(text.vocab_size, text.width, dtype=dtype, embedding_init=normal(0.02))
         self.text_positions = self.param("text_positions", normal(0.01), (text.context, text.width))
-        self.text_blocks = Transformer(text.depth, text.heads, **shared)
+        self.text_blocks = transformer(text.depth, text.heads)
         self.norm_final = layer_norm(dtype, "norm_final")
         self.text_projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592600), ())  # log(1 / 0.07)
@@ -148,21 +150,28 @@ def unit(z: Float[Array, "... d"]) -> Float[Array, "... d"]:
     return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
 
 
+def apply(
+    spec: CLIPSpec, params: Params, images: Float[Array, "b h w 3"], tokens: Int[Array, "b n"]
+) -> Float[Array, "b b"]:
+    """Equation (3): logits [image, text] of a batch of pairs."""
+    return apply_module(CLIP(spec), params, images, tokens)
+
+
 def encode_image(spec: CLIPSpec, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
     """z_i of images in [-1, 1] of the tower's size."""
-    return CLIP(spec).apply({"params": params}, images, method="encode_image")  # pyright: ignore
+    return apply_module(CLIP(spec), params, images, method="encode_image")
 
 
 def encode_text(spec: CLIPSpec, params: Params, tokens: Int[Array, "b n"]) -> TextFeatures:
     """z_t and hidden states of tokenised captions."""
-    return CLIP(spec).apply({"params": params}, tokens, method="encode_text")  # pyright: ignore
+    return apply_module(CLIP(spec), params, tokens, method="encode_text")
 
 
 def init_params(spec: CLIPSpec, key: Key[Array, ""]) -> Params:
     """Random parameters, float32."""
     size = spec.vision.image_size
     images, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, spec.text.context), jnp.int32)
-    return CLIP(spec).init(key, images, tokens)["params"]
+    return init_module(CLIP(spec), key, images, tokens)
 
 
 def abstract_params(spec: CLIPSpec) -> Params:

@@ -9,6 +9,7 @@ learned query. f predicts the clean embedding: L = E |f(z_i^(t), t, y) - z_i|^2 
 The network lives in the normalised space of `EmbeddingStats`; z_i enters and leaves the system raw.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from unclip_jax.models.base import Dtype, abstract, check_heads
+from unclip_jax.models.base import Dtype, abstract, apply_module, check_heads, given, init_module
 from unclip_jax.models.clip import TextSpec
 from unclip_jax.models.text_encoder import TextEncoder
 from unclip_jax.nn.attention import Implementation
@@ -64,7 +65,7 @@ class PriorCond:
 
     def null(self) -> "PriorCond":
         """The unconditional condition, for classifier-free guidance."""
-        return self.replace(drop=jnp.ones_like(self.drop))
+        return dataclasses.replace(self, drop=jnp.ones_like(self.drop))
 
 
 @struct.dataclass
@@ -101,10 +102,10 @@ class Prior(nn.Module):
         drop = cond.drop[:, None, None]
 
         if spec.text is None:
-            hidden = cond.hidden
+            hidden = given(cond.hidden, "hidden")
         else:
             hidden = TextEncoder(spec.text, dtype, spec.remat, spec.scan, spec.attention, name="text")(
-                cond.tokens, cond.mask
+                given(cond.tokens, "tokens"), cond.mask
             )
         text = nn.Dense(spec.width, dtype=dtype, name="text_in")(hidden)
         null_text = self.param("null_text", normal(0.02), (spec.width,)).astype(dtype)
@@ -135,6 +136,13 @@ class Prior(nn.Module):
         return nn.Dense(spec.embed_dim, dtype=jnp.float32, name="out")(out)
 
 
+def apply(
+    spec: PriorSpec, params: Params, x_t: Float[Array, "b d"], t: Int[Array, " b"], cond: PriorCond
+) -> Float[Array, "b d"]:
+    """Equation (2): the prediction for normalised embeddings x_t at training step t."""
+    return apply_module(Prior(spec), params, x_t, t, cond)
+
+
 def init_params(spec: PriorSpec, key: Key[Array, ""]) -> Params:
     """Random parameters, float32."""
     cond = PriorCond(
@@ -144,7 +152,7 @@ def init_params(spec: PriorSpec, key: Key[Array, ""]) -> Params:
         hidden=jnp.zeros((1, spec.context, spec.text_width)) if spec.text is None else None,
         tokens=jnp.zeros((1, spec.context), jnp.int32) if spec.text is not None else None,
     )
-    return Prior(spec).init(key, jnp.zeros((1, spec.embed_dim)), jnp.zeros(1, jnp.int32), cond)["params"]
+    return init_module(Prior(spec), key, jnp.zeros((1, spec.embed_dim)), jnp.zeros(1, jnp.int32), cond)
 
 
 def abstract_params(spec: PriorSpec) -> Params:

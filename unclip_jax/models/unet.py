@@ -13,6 +13,7 @@ Upsamplers have neither z_i nor caption nor attention: they see the low-resoluti
 at twice the resolution for the same work.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -21,14 +22,14 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.errors import UserError
-from unclip_jax.models.base import Dtype, abstract
+from unclip_jax.models.base import Dtype, abstract, apply_module, given, init_module
 from unclip_jax.models.clip import TextSpec
 from unclip_jax.models.text_encoder import TextEncoder
 from unclip_jax.nn.attention import ContextAttention, Implementation
 from unclip_jax.nn.conv import Conv3x3, depth_to_space, space_to_depth
 from unclip_jax.nn.embeddings import TimestepMLP
 from unclip_jax.nn.norms import GroupNorm, layer_norm
-from unclip_jax.nn.resblock import Conditioning, ResBlock
+from unclip_jax.nn.resblock import Conditioning, Resample, ResBlock
 from unclip_jax.typing import Params
 
 
@@ -105,7 +106,8 @@ class UNetCond:
 
     def null(self) -> "UNetCond":
         """The unconditional condition, for classifier-free guidance; the low-resolution image stays."""
-        return self.replace(
+        return dataclasses.replace(
+            self,
             drop_image=None if self.drop_image is None else jnp.ones_like(self.drop_image),
             drop_text=None if self.drop_text is None else jnp.ones_like(self.drop_text),
         )
@@ -126,24 +128,25 @@ class Conditioner(nn.Module):
         tokens, masks = [], []
         if spec.embed_dim is not None:
             null_z_i = self.param("null_z_i", normal(0.02), (spec.embed_dim,))
-            z_i = jnp.where(cond.drop_image[:, None], null_z_i, cond.z_i * spec.z_i_scale)
+            drop = given(cond.drop_image, "drop_image")[:, None]
+            z_i = jnp.where(drop, null_z_i, given(cond.z_i, "z_i") * spec.z_i_scale)
             embedding = embedding + nn.Dense(width, dtype=dtype, name="z_i_embedding")(z_i)
             image_tokens = nn.Dense(spec.image_tokens * spec.context_width, dtype=dtype, name="z_i_tokens")(z_i)
             tokens.append(image_tokens.reshape(b, spec.image_tokens, spec.context_width))
             masks.append(jnp.ones((b, spec.image_tokens), bool))
         if spec.has_caption:
-            drop = cond.drop_text[:, None]
+            drop, mask = given(cond.drop_text, "drop_text")[:, None], given(cond.mask, "mask")
             if spec.text is not None:
                 encoder = TextEncoder(spec.text, dtype, spec.remat, spec.scan, spec.attention, name="text")
-                hidden = encoder(cond.tokens, cond.mask)
-                last = cond.mask.sum(1) - 1
+                hidden = encoder(given(cond.tokens, "tokens"), mask)
+                last = mask.sum(1) - 1
                 pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
             else:
-                hidden, pooled = cond.hidden, cond.z_t
+                hidden, pooled = given(cond.hidden, "hidden"), given(cond.z_t, "z_t")
             text = layer_norm(dtype, "text_norm")(nn.Dense(spec.context_width, dtype=dtype, name="text_in")(hidden))
             null_text = self.param("null_text", normal(0.02), (spec.context_width,)).astype(dtype)
             tokens.append(jnp.where(drop[..., None], null_text, text))
-            masks.append(cond.mask | drop)
+            masks.append(mask | drop)
             null_pooled = self.param("null_pooled", normal(0.02), (width,)).astype(dtype)
             pooled = nn.Dense(width, dtype=dtype, name="text_embedding")(pooled)
             embedding = embedding + jnp.where(drop, null_pooled, pooled)
@@ -171,7 +174,7 @@ class UNet(nn.Module):
         attend = nn.remat(ContextAttention) if spec.remat else ContextAttention
         levels = range(len(spec.channel_mult))
 
-        def residual(x: Array, level: int, name: str, how: str = "none") -> Array:
+        def residual(x: Array, level: int, name: str, how: Resample = "none") -> Array:
             block = res_block(
                 spec.channels * spec.channel_mult[level],
                 dtype=dtype,
@@ -223,6 +226,18 @@ class UNet(nn.Module):
         return depth_to_space(x.astype(jnp.float32), spec.patch)
 
 
+def apply(
+    spec: UNetSpec,
+    params: Params,
+    x_t: Float[Array, "b h w 3"],
+    t: Int[Array, " b"],
+    cond: UNetCond,
+    dropout_keys: Key[Array, " b"] | None = None,
+) -> Float[Array, "b h w _"]:
+    """Equation (3): the output for images x_t at training step t; without keys nothing is dropped out."""
+    return apply_module(UNet(spec), params, x_t, t, cond, dropout_keys)
+
+
 def init_params(spec: UNetSpec, key: Key[Array, ""]) -> Params:
     """Random parameters, float32."""
     size = spec.multiple
@@ -233,14 +248,15 @@ def init_params(spec: UNetSpec, key: Key[Array, ""]) -> Params:
     )
     if spec.has_caption:
         context = spec.text.context if spec.text is not None else 1
-        cond = cond.replace(
+        cond = dataclasses.replace(
+            cond,
             tokens=jnp.zeros((1, context), jnp.int32) if spec.text is not None else None,
             hidden=None if spec.text_width is None else jnp.zeros((1, context, spec.text_width)),
             z_t=None if spec.text_width is None else jnp.zeros((1, spec.embed_dim or spec.text_width)),
             mask=jnp.ones((1, context), bool),
             drop_text=jnp.zeros(1, bool),
         )
-    return UNet(spec).init(key, jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32), cond)["params"]
+    return init_module(UNet(spec), key, jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32), cond)
 
 
 def abstract_params(spec: UNetSpec) -> Params:

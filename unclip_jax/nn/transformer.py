@@ -66,13 +66,14 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], mask: Bool[Array, "#b 1 #n n"] | None = None
     ) -> Float[Array, "b n d"]:
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
-        arguments = dict(
-            heads=self.heads, activation=self.activation, dtype=self.dtype, implementation=self.implementation
-        )
+        kind = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+
+        def block(name: str) -> Block:
+            return kind(self.heads, self.activation, self.dtype, self.implementation, name=name)
+
         if not self.scan:
             for i in range(self.depth):
-                x = block(**arguments, name=f"block_{i}")(x, mask)
+                x = block(f"block_{i}")(x, mask)
             return x
         scanned = nn.scan(
             lambda layer, carry, _: (layer(carry, mask), None),
@@ -80,4 +81,4 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             length=self.depth,
         )
-        return scanned(block(**arguments, name="blocks"), x, None)[0]
+        return scanned(block("blocks"), x, None)[0]

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -32,7 +33,7 @@ class MeshSpec:
             raise UserError("two mesh axes are -1; only one can take the devices that remain")
 
 
-def make_mesh(spec: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of `spec` over `devices` (default: all devices of all processes), with axes `AXES`.
 
     Raises UserError when the axis sizes do not multiply to the number of devices.

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
@@ -120,7 +121,7 @@ class Checkpoints:
                 meta = _read_meta(self._folder / str(step))
                 self._check_same_run(meta)
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-                state = self._manager.restore(step, args=args).state
+                state = self._manager.restore(step, args=args)["state"]
             except UserError:
                 raise
             except Exception as error:
@@ -202,11 +203,11 @@ def load_params(
     try:
         meta = _read_meta(folder / str(step))
         with _orbax_muted():
-            handler = ocp.PyTreeCheckpointHandler()
-            item = {which: handler.metadata(folder / str(step) / "state").tree[which]}
+            handler, saved = ocp.PyTreeCheckpointHandler(), epath.Path(folder) / str(step) / "state"
+            item = {which: handler.metadata(saved).tree[which]}
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-            tree = handler.restore(folder / str(step) / "state", args=args)
+            tree = handler.restore(saved, args=args)
     except Exception as error:
         raise UserError(f"checkpoint {step} in {folder} cannot be read: {_first_line(error)}") from error
     return jax.device_put(tree[which]), meta
@@ -262,7 +263,7 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     # tensorstore ends its lines with what the system said, then its own settings in brackets.
-    line = (str(error).strip().splitlines() or [""])[0].split(" [")[0]
+    line = (str(error).strip().splitlines() or [""])[0].split(" [tensorstore_spec")[0]
     return f"{type(error).__name__}: {line if len(line) <= 200 else '...' + line[-200:]}"
 
 

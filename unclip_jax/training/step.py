@@ -25,7 +25,7 @@ from unclip_jax.training.state import State
 Metrics = dict[str, Float[Array, ""]]
 StepFn = Callable[[State, PyTree, Batch], tuple[State, Metrics]]
 
-_OWN_METRICS = ("loss", "grad_norm", "learning_rate", "skipped")
+_OWN_METRICS: tuple[str, ...] = ("loss", "grad_norm", "learning_rate", "skipped")
 
 
 def example_keys(seed: int, step: Int[Array, ""], rows: Int[Array, " b"]) -> Key[Array, " b"]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.diffusion.linear_gaussian import COVARIANCE, MEAN, optimal_model
-from tests.helpers import count_traces
+from tests.helpers import assert_trees_equal, count_traces
 from unclip_jax.diffusion import DDIM, DDPM, Guidance, KeyNoise, ProcessSpec, TapeNoise, Threshold, sample
 
 NO_THRESHOLD = Threshold(kind="none")
@@ -117,7 +117,9 @@ def test_the_model_sees_training_steps_as_int32_and_float32_images(num_steps):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_arithmetic_is_float32_under_a_bfloat16_model(sampler):
-    process = ProcessSpec(prediction="eps", variance="learned_range").build()
+    process = ProcessSpec(prediction="x0", variance="learned_range").build()
+    # A limit that bfloat16 cannot hold.
+    settings = {"threshold": Threshold(limit=0.3), "trajectory": True}
 
     def half(x_t, t, cond):
         assert x_t.dtype == jnp.float32
@@ -126,23 +128,20 @@ def test_arithmetic_is_float32_under_a_bfloat16_model(sampler):
     def widened(x_t, t, cond):
         return half(x_t, t, cond).astype(jnp.float32)
 
-    outputs = [
-        run_jitted(process, model_fn, sampler, (4, 4, 4, 3))(drawn_tape((4, 4, 4, 3), 6), {"shift": 0.0})
-        for model_fn in (half, widened)
-    ]
-    assert outputs[0].dtype == jnp.float32
-    np.testing.assert_array_equal(*outputs)
+    shape = (4, 4, 4, 3)
+    runs = [run_jitted(process, model_fn, sampler, shape, **settings) for model_fn in (half, widened)]
+    outputs = [run(drawn_tape(shape, 6), {"shift": 0.0}) for run in runs]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(outputs))
+    assert_trees_equal(*outputs)
 
 
 def test_trajectory_starts_at_x_T_and_ends_at_x_0():
     process = ProcessSpec(prediction="v").build()
-    run, noise = (
-        functools.partial(run_jitted, process, squash, DDPM(steps=5), (4, 2, 2, 1)),
-        drawn_tape((4, 2, 2, 1), 5),
-    )
+    shape = (4, 2, 2, 1)
+    run, noise = functools.partial(run_jitted, process, squash, DDPM(steps=5), shape), drawn_tape(shape, 5)
     x_0, seen = run(trajectory=True)(noise, {"shift": 0.2})
     assert seen.x_t.shape == seen.x_0.shape == (5, 4, 2, 2, 1)
-    np.testing.assert_array_equal(seen.x_t[0], noise.initial((4, 2, 2, 1)))
+    np.testing.assert_array_equal(seen.x_t[0], noise.initial(shape))
     np.testing.assert_array_equal(seen.x_0[-1], x_0)
     np.testing.assert_allclose(run()(noise, {"shift": 0.2}), x_0, atol=1e-6)
 

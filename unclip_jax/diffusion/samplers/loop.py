@@ -122,7 +122,7 @@ def sample(
         output = model_fn(x_t, jnp.broadcast_to(timestep, shape[:1]), cond)
         prediction, variance_channels = process.split(output.astype(jnp.float32))
         x_0 = threshold.apply(process.to_x0(prediction, x_t, jnp.broadcast_to(index, shape[:1])))
-        z = noise.step(i, shape) if sampler.is_stochastic else jnp.zeros(shape)
+        z = noise.step(i, shape) if sampler.is_stochastic else jnp.zeros(shape, jnp.float32)
         x_prev = sampler.update(row, x_t, x_0, variance_channels, z)
         return x_prev, Trajectory(x_t, x_0) if trajectory else None
 

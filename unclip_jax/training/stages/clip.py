@@ -7,7 +7,7 @@ Negatives are the other pairs of the batch; with `optim.accumulate` > 1, of the 
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from unclip_jax.config import to_json
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.images import to_float
 from unclip_jax.models import clip
-from unclip_jax.models.clip import CLIP, CLIPSpec
+from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
@@ -62,7 +62,7 @@ class CLIPStage:
     ) -> tuple[Float[Array, " b"], StageMetrics]:
         del frozen, keys
         images = to_float(batch[f"image_{self.spec.vision.image_size}"])
-        logits = CLIP(self.spec).apply({"params": params}, images, batch["tokens"])
+        logits = clip.apply(self.spec, params, images, batch["tokens"])
         of_image = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
         of_text = jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
         ones, own = jnp.ones(len(logits)), jnp.arange(len(logits))
@@ -89,7 +89,7 @@ def train_clip(config: CLIPConfig) -> State:
     spec = dataclasses.replace(config.model, text=text)
     config = dataclasses.replace(config, model=spec)
 
-    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
         return config.data.batches(
             source, tokenizer, start_step, sizes=(spec.vision.image_size,), context=spec.text.context
         )
@@ -105,7 +105,7 @@ def train_clip(config: CLIPConfig) -> State:
     return train(stage, {}, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
 
 
-def similarity_preview(stage: CLIPStage, batches) -> Preview:
+def similarity_preview(stage: CLIPStage, batches: common.Batches) -> Preview:
     """Cosines of 16 images (rows) with their captions (columns): a good CLIP shows a diagonal."""
 
     @jax.jit

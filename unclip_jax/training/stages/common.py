@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import jax
@@ -22,6 +22,9 @@ from unclip_jax.models.clip import CLIPSpec, TextSpec
 from unclip_jax.training.checkpoint import FOLDER, load_params
 from unclip_jax.training.stage import StageMetrics
 from unclip_jax.typing import Params
+
+Batches = Callable[[int], Generator[dict[str, np.ndarray], None, None]]
+"""From a step to the batches of that step and on; to be closed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ class DataConfig:
         sizes: tuple[int, ...],
         crop: int | None = None,
         context: int | None = None,
-    ) -> Iterator[dict[str, np.ndarray]]:
+    ) -> Generator[dict[str, np.ndarray], None, None]:
         """This host's rows of the global batches from `start_step` on."""
         spec = BatchSpec(
             batch_size=self.batch_size,
@@ -94,10 +97,9 @@ class DataConfig:
         )
 
 
-def first_examples(batches: Callable[[int], Iterator[dict[str, np.ndarray]]], count: int) -> dict[str, np.ndarray]:
+def first_examples(batches: Batches, count: int) -> dict[str, np.ndarray]:
     """The first `count` examples of a run, for its previews."""
-    iterator = batches(0)
-    with contextlib.closing(iterator):
+    with contextlib.closing(batches(0)) as iterator:
         return {name: value[:count] for name, value in next(iterator).items()}
 
 

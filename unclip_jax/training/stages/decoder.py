@@ -6,7 +6,7 @@ of the examples and the caption, independently, for `drop_caption` of them.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from unclip_jax.diffusion.samplers import DDIM, sample
 from unclip_jax.images import grid, to_float, to_uint8
 from unclip_jax.models import clip, unet
 from unclip_jax.models.clip import CLIPSpec
-from unclip_jax.models.unet import UNet, UNetCond, UNetSpec
+from unclip_jax.models.unet import UNetCond, UNetSpec
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
@@ -86,7 +86,8 @@ class DecoderStage:
         t = common.draw_timesteps(keys, self.process.schedule.num_steps)
         noise = common.draw_noise(keys, x_0.shape[1:])
         cond = self.encode(frozen, batch)
-        cond = cond.replace(
+        cond = dataclasses.replace(
+            cond,
             drop_image=common.draw_drop(keys, self.drop_image, common.DROP_IMAGE),
             drop_text=None
             if cond.drop_text is None
@@ -95,7 +96,7 @@ class DecoderStage:
 
         def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
             dropout_keys = common.stream(keys, common.DROPOUT)
-            return UNet(self.spec).apply({"params": params}, x_t, t, cond, dropout_keys)
+            return unet.apply(self.spec, params, x_t, t, cond, dropout_keys)
 
         per_example, terms = loss(self.process, model_fn, x_0, t, noise, cond, weighting=self.weighting)
         return per_example, common.diffusion_metrics(terms, t, self.process.schedule.num_steps)
@@ -113,7 +114,7 @@ def train_decoder(config: DecoderConfig) -> State:
     config = dataclasses.replace(config, model=spec)
     source = config.data.open(captions=True)
 
-    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
         return config.data.batches(
             source,
             frozen_clip.tokenizer,
@@ -140,7 +141,7 @@ def train_decoder(config: DecoderConfig) -> State:
     return train(stage, frozen, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
 
 
-def sample_preview(stage: DecoderStage, batches) -> Preview:
+def sample_preview(stage: DecoderStage, batches: common.Batches) -> Preview:
     """Eight real images above what the decoder draws from their z_i and captions (16 DDIM steps, no guidance)."""
 
     @jax.jit
@@ -149,7 +150,7 @@ def sample_preview(stage: DecoderStage, batches) -> Preview:
         shape = batch[f"image_{stage.spec.image_size}"].shape
 
         def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
-            return UNet(stage.spec).apply({"params": params}, x_t, t, cond)
+            return unet.apply(stage.spec, params, x_t, t, cond)
 
         noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(shape[0]))
         return sample(stage.process, model_fn, cond, DDIM(steps=16), noise, shape=shape)

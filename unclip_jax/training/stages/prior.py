@@ -7,7 +7,7 @@ The caption, z_t and hidden states alike, is dropped for `drop_caption` of the e
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Literal
 
 import jax
@@ -25,7 +25,7 @@ from unclip_jax.diffusion.samplers import DDIM, sample
 from unclip_jax.images import to_float
 from unclip_jax.models import clip, prior
 from unclip_jax.models.clip import CLIPSpec
-from unclip_jax.models.prior import EmbeddingStats, Prior, PriorCond, PriorSpec
+from unclip_jax.models.prior import EmbeddingStats, PriorCond, PriorSpec
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
@@ -92,10 +92,10 @@ class PriorStage:
         x_0 = stats.normalise(z_i)
         t = common.draw_timesteps(keys, self.process.schedule.num_steps)
         noise = common.draw_noise(keys, x_0.shape[1:])
-        cond = told.replace(drop=common.draw_drop(keys, self.drop_caption, common.DROP_CAPTION))
+        cond = dataclasses.replace(told, drop=common.draw_drop(keys, self.drop_caption, common.DROP_CAPTION))
 
         def model_fn(x_t: Array, t: Array, cond: PriorCond) -> Array:
-            return Prior(self.spec).apply({"params": params}, x_t, t, cond)
+            return prior.apply(self.spec, params, x_t, t, cond)
 
         per_example, terms = loss(
             self.process, model_fn, x_0, t, noise, cond, weighting=self.weighting
@@ -142,7 +142,7 @@ def train_prior(config: PriorConfig) -> State:
     config = dataclasses.replace(config, model=spec)
     source = config.data.open(captions=True)
 
-    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
         return config.data.batches(
             source,
             frozen_clip.tokenizer,
@@ -169,7 +169,7 @@ def train_prior(config: PriorConfig) -> State:
     return train(stage, frozen, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
 
 
-def measure_stats(frozen_clip: FrozenCLIP, batches, how: Literal["whiten", "scale"]) -> EmbeddingStats:
+def measure_stats(frozen_clip: FrozenCLIP, batches: common.Batches, how: Literal["whiten", "scale"]) -> EmbeddingStats:
     """`EmbeddingStats` over the first examples of the run, in float64; "scale" has mean 0 and one deviation."""
     size = frozen_clip.spec.vision.image_size
     encode = jax.jit(functools.partial(clip.encode_image, frozen_clip.spec))
@@ -186,7 +186,7 @@ def measure_stats(frozen_clip: FrozenCLIP, batches, how: Literal["whiten", "scal
     return EmbeddingStats(mean=jnp.asarray(mean, jnp.float32), std=jnp.asarray(std, jnp.float32))
 
 
-def cosine_preview(stage: PriorStage, batches) -> Preview:
+def cosine_preview(stage: PriorStage, batches: common.Batches) -> Preview:
     """Cosines of 16 sampled z_i (rows) with the true ones (columns): a good prior shows a diagonal."""
 
     @jax.jit
@@ -195,7 +195,7 @@ def cosine_preview(stage: PriorStage, batches) -> Preview:
         stats = frozen["stats"]
 
         def model_fn(x_t: Array, t: Array, cond: PriorCond) -> Array:
-            return Prior(stage.spec).apply({"params": params}, x_t, t, cond)
+            return prior.apply(stage.spec, params, x_t, t, cond)
 
         noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(len(z_i)))
         z = sample(

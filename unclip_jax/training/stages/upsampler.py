@@ -6,7 +6,7 @@ sampling uses on the output of the stage before. Neither CLIP nor captions take 
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from unclip_jax.diffusion.samplers import DDIM, sample
 from unclip_jax.errors import UserError
 from unclip_jax.images import grid, to_float, to_uint8
 from unclip_jax.models import unet
-from unclip_jax.models.unet import UNet, UNetCond, UNetSpec
+from unclip_jax.models.unet import UNetCond, UNetSpec
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
@@ -93,7 +93,7 @@ class UpsamplerStage:
 
         def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
             dropout_keys = common.stream(keys, common.DROPOUT)
-            return UNet(self.spec).apply({"params": params}, x_t, t, cond, dropout_keys)
+            return unet.apply(self.spec, params, x_t, t, cond, dropout_keys)
 
         per_example, terms = loss(self.process, model_fn, x_0, t, noise, cond, weighting=self.weighting)
         return per_example, common.diffusion_metrics(terms, t, self.process.schedule.num_steps)
@@ -104,7 +104,7 @@ def train_upsampler(config: UpsamplerConfig) -> State:
     source = config.data.open(captions=False)
     size, crop = config.model.image_size, config.crop
 
-    def batches(start_step: int, crop: int | None = crop) -> Iterator[dict[str, np.ndarray]]:
+    def batches(start_step: int, crop: int | None = crop) -> Generator[dict[str, np.ndarray], None, None]:
         return config.data.batches(source, None, start_step, sizes=(size,), crop=crop)
 
     stage = UpsamplerStage(config.model, config.process.build(), config.low_res, config.weighting)
@@ -118,7 +118,7 @@ def train_upsampler(config: UpsamplerConfig) -> State:
     return train(stage, {}, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
 
 
-def sample_preview(stage: UpsamplerStage, whole_images) -> Preview:
+def sample_preview(stage: UpsamplerStage, whole_images: common.Batches) -> Preview:
     """Four whole images: the condition, what the upsampler makes of it (8 DDIM steps), and the original."""
 
     @jax.jit
@@ -128,7 +128,7 @@ def sample_preview(stage: UpsamplerStage, whole_images) -> Preview:
         condition = stage.low_res.condition(stage.low_res.from_high(x_0, keys))
 
         def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
-            return UNet(stage.spec).apply({"params": params}, x_t, t, cond)
+            return unet.apply(stage.spec, params, x_t, t, cond)
 
         noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(len(images)))
         cond = UNetCond(low_res=condition)
