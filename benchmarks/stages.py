@@ -20,9 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from train.recipes import RECIPES
+from unclip_jax import command_line
 from unclip_jax.bundle import store
 from unclip_jax.cascade import default_settings, draw_embedding, draw_image, upsample
 from unclip_jax.diffusion.noise import KeyNoise
@@ -164,7 +164,7 @@ def peak_memory() -> float:
 
 def main() -> None:
     """Prints a table, one row per stage."""
-    options = tyro.cli(Options, prog="python -m benchmarks.stages", description=__doc__)
+    options: Options = command_line.parse(Options, prog="python -m benchmarks.stages", description=__doc__)
     if options.only is not None:
         result = sampling(options, options.only)
         result["sample_memory"] = peak_memory()

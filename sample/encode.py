@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from unclip_jax import compilation_cache
+from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.data.folder import FolderSource
 from unclip_jax.data.transforms import fit
@@ -49,7 +49,7 @@ class Options:
 
 def main() -> None:
     """Encodes and saves."""
-    options = tyro.cli(Options, prog="python -m sample.encode", description=__doc__)
+    options: Options = command_line.parse(Options, prog="python -m sample.encode", description=__doc__)
     if options.batch_size < 1:
         raise UserError(f"batch_size is {options.batch_size}; it must be at least 1")
     if options.out.suffix != ".npz":

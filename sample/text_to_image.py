@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from unclip_jax import compilation_cache
+from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import StageSettings, default_settings
@@ -85,11 +85,13 @@ class Options:
 
 def main() -> None:
     """Reads the options, draws, saves."""
-    options = tyro.cli(Options, prog="python -m sample.text_to_image", description=__doc__)
+    options: Options = command_line.parse(Options, prog="python -m sample.text_to_image", description=__doc__)
     compilation_cache.enable()
     prompts = read_prompts(options)
     if options.num_images < 1:
         raise UserError(f"num_images is {options.num_images}; it must be at least 1")
+    if options.out.suffix.lower() not in ("", ".png"):
+        raise UserError(f"{options.out} is no PNG; give a name that ends in .png, or a folder")
     bundle = store.load(options.bundle)
     settings = choose_settings(bundle, options)
     with warnings.catch_warnings(record=True, action="always", category=CutWarning) as cut:
@@ -157,8 +159,6 @@ def save(
         save_png(options.out, grid(images, columns), text)
         print(options.out)
         return
-    if options.out.suffix:
-        raise UserError(f"{options.out} is no PNG; give a name that ends in .png, or a folder")
     for i, image in enumerate(images):
         prompt, number = divmod(i, options.num_images)
         path = options.out / f"{prompt:04d}_{number:02d}.png"

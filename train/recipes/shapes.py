@@ -48,9 +48,9 @@ def prior() -> PriorConfig:
             embed_dim=EMBED_DIM,
             context=CONTEXT,
             text_width=128,
-            width=192,
-            depth=5,
-            heads=6,
+            width=128,
+            depth=4,
+            heads=4,
             z_t_scale=EMBED_DIM**0.5,
         ),
         process=ProcessSpec(schedule="cosine", prediction="x0", variance="small"),
@@ -65,7 +65,7 @@ def prior() -> PriorConfig:
             weight_decay=0.06,
             ema_decay=0.998,
         ),
-        run=RunConfig(workdir="runs/shapes/prior", steps=3000, sample_every=1000, save_every=500, log_every=50),
+        run=RunConfig(workdir="runs/shapes/prior", steps=800, sample_every=1000, save_every=500, log_every=50),
         sampling={"steps": 16, "guidance_scale": 1.0, "num_candidates": 2},
     )
 
@@ -77,7 +77,7 @@ def decoder() -> DecoderConfig:
             image_size=32,
             patch=2,
             channels=48,
-            channel_mult=(1, 2, 4),
+            channel_mult=(1, 2, 3),
             depth=1,
             learned_sigma=True,
             attention_at=(8, 4),
@@ -92,8 +92,9 @@ def decoder() -> DecoderConfig:
         weighting="min_snr",
         data=DataConfig(batch_size=32),
         clip="runs/shapes/clip",
-        optim=OptimConfig(learning_rate=4e-4, warmup_steps=300, beta2=0.99, ema_decay=0.999),
-        run=RunConfig(workdir="runs/shapes/decoder", steps=16000, sample_every=1000, save_every=500, log_every=50),
+        drop_caption=0.3,
+        optim=OptimConfig(learning_rate=5e-4, warmup_steps=300, schedule="cosine", beta2=0.99, ema_decay=0.999),
+        run=RunConfig(workdir="runs/shapes/decoder", steps=8000, sample_every=1000, save_every=500, log_every=50),
         sampling={"steps": 32, "guidance_scale": 2.0},
     )
 
@@ -115,18 +116,18 @@ def _upsampler(image_size: int, low_res: LowRes, channel_mult: tuple[int, ...], 
         low_res=low_res,
         data=DataConfig(batch_size=32),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=200, schedule="cosine", beta2=0.99, ema_decay=0.998),
-        run=RunConfig(workdir=workdir, steps=3000, sample_every=1000, save_every=500, log_every=50),
+        run=RunConfig(workdir=workdir, steps=2000, sample_every=1000, save_every=500, log_every=50),
         sampling={"steps": 12},
     )
 
 
 def upsampler_64() -> UpsamplerConfig:
     """32 to 64 px, condition blurred; crops of half the image, for 16 px would show it no texture at all."""
-    config = _upsampler(64, LowRes(scale=2, degradation="blur"), (1, 2, 3), "runs/shapes/upsampler_64")
+    config = _upsampler(64, LowRes(scale=2, degradation="blur"), (1, 2), "runs/shapes/upsampler_64")
     return dataclasses.replace(config, crop_fraction=0.5)
 
 
 def upsampler_128() -> UpsamplerConfig:
     """64 to 128 px, condition degraded by blur, noise, resizing and JPEG in random order."""
     low_res = LowRes(scale=2, degradation="bsr", strength=0.5)
-    return _upsampler(128, low_res, (1, 2, 3), "runs/shapes/upsampler_128")
+    return _upsampler(128, low_res, (1, 2), "runs/shapes/upsampler_128")

@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from unclip_jax import command_line
 from unclip_jax.bundle.check import check_fit
 from unclip_jax.bundle.pack import assemble
 from unclip_jax.bundle.parts import Bundle, Part, flatten
@@ -57,7 +58,7 @@ Command = Annotated[Info, tyro.conf.subcommand("info")] | Annotated[Pack, tyro.c
 
 def main() -> None:
     """Parses the command line and runs the command."""
-    command: Info | Pack = tyro.cli(Command, prog="python -m unclip_jax.bundle")  # pyright: ignore
+    command: Info | Pack = command_line.parse(Command, prog="python -m unclip_jax.bundle")
     info(command.bundle) if isinstance(command, Info) else pack(command)
 
 

@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import tyro
 from jaxtyping import UInt8
 
-from unclip_jax import compilation_cache
+from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.data import draw, shapes
 from unclip_jax.errors import UserError, run_cli
@@ -98,7 +97,7 @@ def evaluate(images: UInt8[np.ndarray, "n h w 3"], groups: dict[str, list[Case]]
 
 def main() -> None:
     """Draws, judges, prints the table."""
-    options = tyro.cli(Options, prog="python -m unclip_jax.eval.shapes", description=__doc__)
+    options: Options = command_line.parse(Options, prog="python -m unclip_jax.eval.shapes", description=__doc__)
     if options.prompts < 4 * 2:
         raise UserError(f"prompts is {options.prompts}; give at least 8, two for each group")
     compilation_cache.enable()

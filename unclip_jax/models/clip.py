@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
+from unclip_jax.errors import UserError
 from unclip_jax.models.base import Dtype, abstract, apply_module, check_heads, init_module
 from unclip_jax.nn.attention import Implementation
 from unclip_jax.nn.norms import layer_norm
@@ -38,6 +39,8 @@ class VisionSpec:
 
     def __post_init__(self) -> None:
         check_heads("vision", self.width, self.heads)
+        if self.image_size % self.patch_size:
+            raise UserError(f"vision: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,7 +193,7 @@ class UNet(nn.Module):
         def attends(level: int) -> bool:
             return spec.image_size // (spec.patch * 2**level) in spec.attention_at
 
-        x = x_t if cond.low_res is None else jnp.concatenate([x_t, cond.low_res], axis=-1)
+        x = jnp.concatenate([x_t, given(cond.low_res, "low_res")], axis=-1) if spec.low_res else x_t
         x = space_to_depth(x.astype(dtype), spec.patch)
         x = Conv3x3(spec.channels * spec.channel_mult[0], dtype=dtype, name="conv_in")(x)
         skips = [x]

@@ -57,7 +57,7 @@ class Transformer(nn.Module):
     depth: int
     heads: int
     activation: Activation = "gelu"
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype = jnp.dtype("float32")
     remat: bool = False
     scan: bool = False
     implementation: Implementation = "xla"

@@ -26,7 +26,7 @@ from unclip_jax.training.checkpoint import Checkpoints, Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.metrics import Delayed, MetricLogger
 from unclip_jax.training.stage import Preview, Stage
-from unclip_jax.training.state import State, abstract_state, init, state_shardings
+from unclip_jax.training.state import State, abstract_state, init, start_from, state_shardings
 from unclip_jax.training.step import make_step
 
 Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
@@ -42,6 +42,7 @@ def train(
     meta: Meta,
     preview: Preview | None = None,
     rules: Rules = REPLICATE,
+    start_params: PyTree | None = None,
 ) -> State:
     """Trains `stage` to `run.steps` steps and returns the final state.
 
@@ -51,6 +52,7 @@ def train(
         meta: what every checkpoint says about itself; its config is compared when a run resumes.
         preview: drawn every `run.sample_every` steps from the moving average.
         rules: where the parameters live on the mesh.
+        start_params: parameters that a new run starts from, instead of random ones.
 
     SIGTERM and SIGINT end the step, save and leave with SystemExit(0). Raises UserError for a loss that is
     not finite (see `OptimConfig.on_nonfinite`), a full disk, a config that differs from the run's, and data
@@ -64,10 +66,12 @@ def train(
 
         abstract = abstract_state(stage, optim, mesh, rules)
         restored = checkpoints.restore(abstract)
-        if restored is None:
-            state, window = init(stage, optim, mesh, jax.random.key(run.seed), rules), {}
-        else:
+        if restored is not None:
             state, window = restored
+        elif start_params is not None:
+            state, window = start_from(start_params, abstract, optim), {}
+        else:
+            state, window = init(stage, optim, mesh, jax.random.key(run.seed), rules), {}
         start_step = int(state.step)
         if start_step >= run.steps:
             return state

@@ -10,7 +10,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from unclip_jax.parallel.rules import REPLICATE, Rules, match_rules
+from unclip_jax.errors import UserError
+from unclip_jax.parallel.rules import REPLICATE, Rules, match_rules, path_name
 from unclip_jax.parallel.step import replicated
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.optim import make_transform
@@ -31,8 +32,7 @@ class State:
     """int32 []: steps skipped in a row up to now because their loss or gradient was not finite."""
 
 
-def _build(stage: Stage, optim: OptimConfig, key: Key[Array, ""]) -> State:
-    params = stage.init(key)
+def _build(params: PyTree, optim: OptimConfig) -> State:
     zero = jnp.zeros((), jnp.int32)
     # A copy, not an alias: params and ema are donated as two buffers.
     ema = jax.tree.map(jnp.copy, params)
@@ -45,7 +45,7 @@ def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = 
     The moving average and the optimiser's moments lie as the parameter they belong to; the counts are
     replicated.
     """
-    shapes = jax.eval_shape(lambda key: _build(stage, optim, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: _build(stage.init(key), optim), jax.random.key(0))
     whole = replicated(mesh)
     params = match_rules(rules, shapes.params, mesh)
     shardings = State(
@@ -76,4 +76,20 @@ def state_shardings(abstract: State) -> State:
 def init(stage: Stage, optim: OptimConfig, mesh: Mesh, key: Key[Array, ""], rules: Rules = REPLICATE) -> State:
     """The state before step 0, created where it will live: no device ever holds the unsharded parameters."""
     shardings = state_shardings(abstract_state(stage, optim, mesh, rules))
-    return jax.jit(lambda key: _build(stage, optim, key), out_shardings=shardings)(key)
+    return jax.jit(lambda key: _build(stage.init(key), optim), out_shardings=shardings)(key)
+
+
+def start_from(params: PyTree, abstract: State, optim: OptimConfig) -> State:
+    """The state before step 0 with given parameters, laid out as `abstract` says.
+
+    Raises UserError, by name, where the parameters are not those of the network.
+    """
+    found = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    wanted = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.params)}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"the weights to start from have {name} of shape {found.get(name)}, the network {wanted.get(name)}; "
+                "start from weights of the same model"
+            )
+    return jax.jit(lambda params: _build(params, optim), out_shardings=state_shardings(abstract))(params)

@@ -44,6 +44,8 @@ class CLIPConfig:
     """The optimiser."""
     run: RunConfig
     """The run."""
+    start_from: str = ""
+    """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
     tokenizer: str | None = None
     """Folder of a tokenizer to use; None trains one on the captions."""
 
@@ -99,10 +101,20 @@ def train_clip(config: CLIPConfig) -> State:
         kind="clip",
         config=to_json(config),
         extra={"tokenizer": to_json(tokenizer)},
-        may_change=READING,
+        may_change=(*READING, "start_from"),
+        must_match=("tokenizer",),
     )
     preview = similarity_preview(stage, batches)
-    return train(stage, {}, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
+    return train(
+        stage,
+        {},
+        batches,
+        optim=config.optim,
+        run=config.run,
+        meta=meta,
+        preview=preview,
+        start_params=common.load_start(config.start_from, "clip"),
+    )
 
 
 def similarity_preview(stage: CLIPStage, batches: common.Batches) -> Preview:

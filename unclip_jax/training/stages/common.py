@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.bundle import store
-from unclip_jax.bundle.parts import identity
+from unclip_jax.bundle.parts import Kind, identity
 from unclip_jax.config import from_json
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import Source, open_source
@@ -143,6 +143,25 @@ class FrozenCLIP:
         """A stage's own caption encoder, made to read this CLIP's tokens."""
         text = self.spec.text
         return dataclasses.replace(own, vocab_size=text.vocab_size, eos_id=text.eos_id, context=text.context)
+
+
+def load_start(where: str, kind: Kind, image_size: int | None = None) -> Params | None:
+    """Weights to start a run from: of another run's newest checkpoint, or of a bundle's part; None for "".
+
+    Of a bundle's upsamplers, the one that makes images of `image_size`.
+    """
+    if not where:
+        return None
+    if (Path(where) / FOLDER).is_dir():
+        params, meta = load_params(where)
+        if meta["kind"] != kind:
+            raise UserError(f"{where} is a {meta['kind']} run; start from a {kind} run or a bundle")
+        return params
+    described = store.load(where, weights=False)
+    for name, part in described.parts.items():
+        if part.kind == kind and image_size in (None, getattr(part.spec, "image_size", None)):
+            return store.load(where, parts=(name,)).part(name).params
+    raise UserError(f"bundle {where} has no such {kind}; start from another bundle or run")
 
 
 @functools.partial(jax.vmap, in_axes=(0, None))

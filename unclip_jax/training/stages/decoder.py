@@ -49,13 +49,15 @@ class DecoderConfig:
     """The run."""
     clip: str = ""
     """The frozen CLIP: the workdir of a CLIP run, or a bundle."""
+    start_from: str = ""
+    """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
     drop_image: float = 0.1
     """Share of examples that train without z_i."""
     drop_caption: float = 0.5
     """Share of examples that train without their caption."""
     weighting: Weighting = "none"
     """How timesteps are weighted in the loss."""
-    sampling: dict[str, float] = dataclasses.field(default_factory=dict)
+    sampling: dict[str, int | float] = dataclasses.field(default_factory=dict)
     """Sampling defaults that a bundle takes over, such as steps and guidance_scale."""
 
 
@@ -134,11 +136,21 @@ def train_decoder(config: DecoderConfig) -> State:
             "clip_identity": frozen_clip.identity,
             "sampling": config.sampling,
         },
-        may_change=(*READING, "clip", "sampling.*"),
+        may_change=(*READING, "clip", "start_from", "sampling.*"),
+        must_match=("clip_identity", "tokenizer"),
     )
     frozen = {"clip": frozen_clip.params}
     preview = sample_preview(stage, batches)
-    return train(stage, frozen, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
+    return train(
+        stage,
+        frozen,
+        batches,
+        optim=config.optim,
+        run=config.run,
+        meta=meta,
+        preview=preview,
+        start_params=common.load_start(config.start_from, "decoder"),
+    )
 
 
 def sample_preview(stage: DecoderStage, batches: common.Batches) -> Preview:

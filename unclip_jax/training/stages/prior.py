@@ -55,13 +55,15 @@ class PriorConfig:
     """The run."""
     clip: str = ""
     """The frozen CLIP: the workdir of a CLIP run, or a bundle."""
+    start_from: str = ""
+    """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
     normalise: Literal["whiten", "scale"] = "whiten"
     """Whiten every dimension of z_i by its own mean and deviation, or scale all of them by one deviation."""
     drop_caption: float = 0.1
     """Share of examples that train without their caption, for guidance."""
     weighting: Weighting = "none"
     """How timesteps are weighted in the loss."""
-    sampling: dict[str, float] = dataclasses.field(default_factory=dict)
+    sampling: dict[str, int | float] = dataclasses.field(default_factory=dict)
     """Sampling defaults that a bundle takes over, such as steps and guidance_scale."""
 
 
@@ -162,11 +164,21 @@ def train_prior(config: PriorConfig) -> State:
             "stats": {"mean": np.asarray(stats.mean).tolist(), "std": np.asarray(stats.std).tolist()},
             "sampling": config.sampling,
         },
-        may_change=(*READING, "clip", "sampling.*"),
+        may_change=(*READING, "clip", "start_from", "sampling.*"),
+        must_match=("clip_identity", "tokenizer"),
     )
     frozen = {"clip": frozen_clip.params, "stats": stats}
     preview = cosine_preview(stage, batches)
-    return train(stage, frozen, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
+    return train(
+        stage,
+        frozen,
+        batches,
+        optim=config.optim,
+        run=config.run,
+        meta=meta,
+        preview=preview,
+        start_params=common.load_start(config.start_from, "prior"),
+    )
 
 
 def measure_stats(frozen_clip: FrozenCLIP, batches: common.Batches, how: Literal["whiten", "scale"]) -> EmbeddingStats:

@@ -49,11 +49,13 @@ class UpsamplerConfig:
     """The optimiser."""
     run: RunConfig
     """The run."""
+    start_from: str = ""
+    """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
     crop_fraction: float = 0.25
     """Side of the training crops over the side of the image."""
     weighting: Weighting = "none"
     """How timesteps are weighted in the loss."""
-    sampling: dict[str, float] = dataclasses.field(default_factory=dict)
+    sampling: dict[str, int | float] = dataclasses.field(default_factory=dict)
     """Sampling defaults that a bundle takes over, such as steps."""
 
     @property
@@ -112,10 +114,19 @@ def train_upsampler(config: UpsamplerConfig) -> State:
         kind="upsampler",
         config=to_json(config),
         extra={"low_res_size": size // config.low_res.scale, "sampling": config.sampling},
-        may_change=(*READING, "sampling.*"),
+        may_change=(*READING, "start_from", "sampling.*"),
     )
     preview = sample_preview(stage, functools.partial(batches, crop=None))
-    return train(stage, {}, batches, optim=config.optim, run=config.run, meta=meta, preview=preview)
+    return train(
+        stage,
+        {},
+        batches,
+        optim=config.optim,
+        run=config.run,
+        meta=meta,
+        preview=preview,
+        start_params=common.load_start(config.start_from, "upsampler", config.model.image_size),
+    )
 
 
 def sample_preview(stage: UpsamplerStage, whole_images: common.Batches) -> Preview:

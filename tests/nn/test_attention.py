@@ -1,0 +1,97 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.nn import reference
+from unclip_jax.nn.attention import ContextAttention, SelfAttention, attention
+
+RNG = np.random.default_rng(0)
+B, Q, S, HEADS, D = 2, 5, 7, 3, 4
+QUERY, KEY, VALUE = (np.float32(2 * RNG.standard_normal((B, n, HEADS, D))) for n in (Q, S, S))
+PADDING = np.arange(S)[None, None, None, :] < np.array([4, 7])[:, None, None, None]
+CAUSAL = np.tril(np.ones((1, 1, Q, Q), bool))
+
+
+@pytest.mark.parametrize("mask", [None, PADDING], ids=["all", "padding"])
+def test_is_the_softmax_of_equation_1(mask):
+    out = attention(jnp.array(QUERY), jnp.array(KEY), jnp.array(VALUE), mask if mask is None else jnp.array(mask))
+    np.testing.assert_allclose(out, reference.attention(QUERY, KEY, VALUE, mask), atol=2e-6)
+
+
+def test_a_mask_may_differ_per_query():
+    mask = CAUSAL & PADDING[..., :Q]
+    out = attention(jnp.array(QUERY), jnp.array(KEY[:, :Q]), jnp.array(VALUE[:, :Q]), jnp.array(mask))
+    np.testing.assert_allclose(out, reference.attention(QUERY, KEY[:, :Q], VALUE[:, :Q], mask), atol=2e-6)
+    # The first query sees the first key alone.
+    np.testing.assert_allclose(out[:, 0], VALUE[:, 0], atol=1e-6)
+
+
+def test_half_precision_keeps_its_dtype_and_a_float32_softmax():
+    # Logits near 300 differ by 1: in bfloat16, whose step there is 2, they would be equal.
+    query = jnp.array([[[[300.0]]]], jnp.bfloat16)
+    key = jnp.array([[[[1.0]], [[1.0078125]]]], jnp.bfloat16)
+    value = jnp.array([[[[0.0]], [[1.0]]]], jnp.bfloat16)
+    out = attention(query, key, value)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(out), 1 / (1 + np.exp(-300 * 0.0078125)), atol=4e-3)
+
+
+def test_self_attention_projects_splits_heads_and_projects_back():
+    x = np.float32(RNG.standard_normal((B, Q, 6)))
+    module = SelfAttention(heads=2, dtype=jnp.dtype("float32"))
+    params = reference.init_random(module, jnp.array(x))
+    mask = CAUSAL & PADDING[..., :Q]
+    out = module.apply({"params": params}, jnp.array(x), jnp.array(mask))
+    np.testing.assert_allclose(out, reference.self_attention(params, x, 2, mask), atol=2e-6)
+
+
+CONTEXT_ATTENTION = ContextAttention(head_channels=4, dtype=jnp.dtype("float32"), groups=2)
+X = np.float32(RNG.standard_normal((B, 2, 3, 8)))
+CONTEXT = np.float32(RNG.standard_normal((B, 4, 5)))
+CONTEXT_MASK = np.array([[True, True, False, False], [True, False, True, True]])
+PARAMS = reference.init_random(CONTEXT_ATTENTION, jnp.array(X), jnp.array(CONTEXT))
+
+
+def attend(x, context=None, mask=None):
+    told = (None if each is None else jnp.array(each) for each in (x, context, mask))
+    return reference.quick_jit(CONTEXT_ATTENTION.apply)({"params": PARAMS}, *told)
+
+
+def attend_in_numpy(x, context=None, mask=None):
+    b, h, w, c = x.shape
+    pixels = reference.group_norm(PARAMS["norm"], x, 2).reshape(b, h * w, c)
+    query, key, value = (reference.dense(PARAMS[name], pixels) for name in ("query", "key", "value"))
+    visible = np.ones((b, h * w), bool)
+    if context is not None:
+        key = np.concatenate([reference.dense(PARAMS["context_key"], context), key], axis=1)
+        value = np.concatenate([reference.dense(PARAMS["context_value"], context), value], axis=1)
+        visible = np.concatenate([np.ones(context.shape[:2], bool) if mask is None else mask, visible], axis=1)
+    query, key, value = (each.reshape(b, -1, c // 4, 4) for each in (query, key, value))
+    out = reference.attention(query, key, value, visible[:, None, None, :]).reshape(b, h * w, c)
+    return x + reference.dense(PARAMS["out"], out).reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    "told", [(), (CONTEXT,), (CONTEXT, CONTEXT_MASK)], ids=["pixels", "context", "masked context"]
+)
+def test_one_softmax_over_context_and_pixels(told):
+    np.testing.assert_allclose(attend(X, *told), attend_in_numpy(X, *told), atol=3e-6)
+
+
+def test_is_the_identity_at_the_start():
+    init = reference.quick_jit(CONTEXT_ATTENTION.init_with_output)
+    np.testing.assert_array_equal(init(jax.random.key(1), jnp.array(X), jnp.array(CONTEXT))[0], X)
+
+
+def test_masked_context_has_no_influence():
+    changed = np.where(CONTEXT_MASK[..., None], CONTEXT, 1e3).astype(np.float32)
+    np.testing.assert_array_equal(attend(X, changed, CONTEXT_MASK), attend(X, CONTEXT, CONTEXT_MASK))
+    visible = CONTEXT.copy()
+    visible[:, 0] += 1
+    assert np.abs(attend(X, visible, CONTEXT_MASK) - attend(X, CONTEXT, CONTEXT_MASK)).max(axis=(1, 2, 3)).min() > 1e-3
+
+
+def test_pixels_have_no_order():
+    turned = attend(X[:, ::-1, ::-1], CONTEXT, CONTEXT_MASK)[:, ::-1, ::-1]
+    np.testing.assert_allclose(turned, attend(X, CONTEXT, CONTEXT_MASK), atol=2e-6)

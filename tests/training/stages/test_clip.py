@@ -1,0 +1,41 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.stages.examples import BATCH, compiled_loss, encoders, example, keys
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def result():
+    stage, params, frozen, batch = example("clip")
+    return compiled_loss("clip")(params, frozen, batch, keys())
+
+
+def test_loss_written_out(result):
+    _, params, _, batch = example("clip")
+    encode_image, encode_text = encoders()
+    z_i = np.asarray(encode_image(batch["image_16"]), np.float64)
+    z_t = np.asarray(encode_text(batch["tokens"]).z_t, np.float64)
+    logits = np.exp(min(float(params["logit_scale"]), np.log(100))) * z_i @ z_t.T
+    shares = np.exp(logits)
+    of_image, of_text = shares / shares.sum(1, keepdims=True), shares / shares.sum(0, keepdims=True)
+    expected = -(np.log(np.diag(of_image)) + np.log(np.diag(of_text))) / 2
+    # float32 against float64.
+    np.testing.assert_allclose(result[0], expected, rtol=1e-4)
+    for name, hits in (("image_to_text", logits.argmax(1)), ("text_to_image", logits.argmax(0))):
+        np.testing.assert_array_equal(result[1][name][0], hits == np.arange(BATCH))
+
+
+def test_pairs_that_are_shuffled_have_another_loss(result):
+    _, params, frozen, batch = example("clip")
+    shuffled = batch | {"tokens": jnp.roll(batch["tokens"], 1, axis=0)}
+    other, _ = compiled_loss("clip")(params, frozen, shuffled, keys())
+    assert abs(float(other.mean()) - float(result[0].mean())) > 1e-3
+
+
+def test_keys_play_no_part(result):
+    _, params, frozen, batch = example("clip")
+    other, _ = compiled_loss("clip")(params, frozen, batch, keys(seed=1))
+    np.testing.assert_array_equal(other, result[0])

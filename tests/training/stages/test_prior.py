@@ -1,0 +1,98 @@
+import dataclasses
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.training.stages.examples import BATCH, conditions, encoders, example, keys, process
+from tests.training.stages.test_common import assert_share
+from unclip_jax.data.pipeline import BatchSpec, batches
+from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.models import prior as network
+from unclip_jax.training.stages import prior
+from unclip_jax.training.stages.prior import PriorStage, measure_stats
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+MEASURED, MANY = 48, 4000
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    """z_i of the first examples of a run."""
+    return encoders()[0](jnp.asarray(tiny.batch(MEASURED, sizes=(16,))["image_16"]))
+
+
+def measured(monkeypatch, how):
+    monkeypatch.setattr(prior, "STATS_EXAMPLES", MEASURED)
+    spec = BatchSpec(batch_size=16, sizes=(16,), context=tiny.CONTEXT)
+    run = functools.partial(batches, tiny.records(), tiny.tokenizer(), spec)
+    return measure_stats(tiny.frozen_clip(), lambda step: run(start_step=step), how)
+
+
+def test_whitening(monkeypatch, embeddings):
+    stats = measured(monkeypatch, "whiten")
+    z = stats.normalise(embeddings)
+    # float32 of numbers around 1.
+    np.testing.assert_allclose(np.mean(z, axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.std(z, axis=0), 1, atol=1e-5)
+    np.testing.assert_allclose(stats.denormalise(z), embeddings, atol=1e-6)
+
+
+def test_scaling(monkeypatch, embeddings):
+    stats = measured(monkeypatch, "scale")
+    np.testing.assert_array_equal(stats.mean, np.zeros(embeddings.shape[1]))
+    assert len(set(np.asarray(stats.std).tolist())) == 1
+    np.testing.assert_allclose(np.mean(np.square(stats.normalise(embeddings))), 1, rtol=1e-5)
+    # Of unit vectors.
+    np.testing.assert_allclose(stats.std, 1 / np.sqrt(embeddings.shape[1]), rtol=1e-5)
+
+
+def test_cosines_of_a_prior_that_repeats_z_t():
+    """Its guess for a caption is the caption's own z_t, and for the shuffled one that of the neighbour."""
+    stage, params, frozen, batch = example("prior")
+    stage = dataclasses.replace(stage, process=ProcessSpec(num_steps=100, prediction="x0").build())
+
+    @jax.jit
+    def metrics(frozen, batch, keys):
+        def apply(spec, params, x_t, t, cond):
+            return frozen["stats"].normalise(cond.z_t)
+
+        with mock.patch.object(network, "apply", apply):
+            return stage.loss(params, frozen, batch, keys)[1]
+
+    found = metrics(frozen, batch, keys())
+    encode_image, encode_text = encoders()
+    z_i, z_t = (
+        np.asarray(encode_image(batch["image_16"]))[:2],
+        np.asarray(encode_text(batch["tokens"]).z_t)[:2],
+    )
+    expected = {"cosine": z_t, "cosine_shuffled": z_t[::-1], "cosine_z_t": z_t}
+    for name, guess in expected.items():
+        values, weights = found[name]
+        # An eighth of the batch of 16.
+        np.testing.assert_array_equal(weights, np.arange(BATCH) < 2)
+        np.testing.assert_allclose(values[:2], (guess * z_i).sum(1), atol=1e-5, err_msg=name)
+
+
+def test_drop_rate_is_the_configs():
+    stage, params, frozen, batch = example("prior")
+    stage = dataclasses.replace(stage, drop_caption=0.3)
+    repeated = {name: jnp.repeat(x, MANY // BATCH, axis=0) for name, x in batch.items()}
+    of_loss, of_cosines = conditions(network, stage, params, frozen, repeated, keys(MANY))
+    assert_share(np.asarray(of_loss.drop), 0.3)
+    # The cosines ask what captions say, so none is missing there.
+    assert not np.asarray(of_cosines.drop).any()
+
+
+def test_an_encoder_of_its_own_reads_tokens():
+    stage, params, frozen, batch = example("prior")
+    text = dataclasses.replace(stage.spec, text=stage.clip_spec.text)
+    own = PriorStage(text, process("prior"), stage.clip_spec, 0.0, "none")
+    for asked, tokens in ((stage, False), (own, True)):
+        cond, _ = conditions(network, asked, params, frozen, batch, keys())
+        assert (cond.tokens is not None) == tokens and (cond.hidden is None) == tokens
