@@ -45,7 +45,7 @@ def parse(form: Any, *, prog: str, description: str | None = None) -> Any:
 
 
 def _first_section(box: str) -> str:
-    """The text of a box of tyro's up to the first line across, without the title; terminals without UTF-8 get no box."""
+    """The text of a box of tyro's up to the first line across, without the title; without UTF-8 only lines across."""
     words = []
     for line in _ANSI.sub("", box).splitlines()[1:]:
         text = line.strip(" │")

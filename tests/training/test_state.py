@@ -1,13 +1,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.helpers import assert_trees_equal
 from tests.training.toy import Toy
+from unclip_jax.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.training.config import OptimConfig
-from unclip_jax.training.state import abstract_state, init, state_shardings
+from unclip_jax.training.state import abstract_state, init, start_from, state_shardings
 
 RULES = (("hidden/kernel", P(None, "fsdp")), (".*", P()))
 
@@ -46,3 +48,25 @@ def test_starts_at_zero():
     assert int(state.step) == int(state.skipped) == 0
     assert_trees_equal(state.ema, state.params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_starts_from_given_parameters():
+    mesh = make_mesh(MeshSpec(data=2, fsdp=4))
+    abstract = abstract_state(Toy(), OptimConfig(), mesh, RULES)
+    given = Toy().init(jax.random.key(9))
+    state = start_from(given, abstract, OptimConfig())
+    assert_trees_equal(state.params, given)
+    assert_trees_equal(state.ema, given)
+    assert int(state.step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    kernel = state.params["hidden"]["kernel"]
+    assert kernel.sharding.is_equivalent_to(abstract.params["hidden"]["kernel"].sharding, kernel.ndim)
+
+
+def test_refuses_to_start_from_another_network():
+    abstract = abstract_state(Toy(), OptimConfig(), make_mesh(MeshSpec()))
+    given = Toy(hidden=8).init(jax.random.key(9))
+    with pytest.raises(UserError, match=r"hidden/bias of shape \(8,\), the network \(16,\)"):
+        start_from(given, abstract, OptimConfig())
+    del given["out"]
+    with pytest.raises(UserError, match="start from weights of the same model"):
+        start_from(given, abstract, OptimConfig())

@@ -134,3 +134,14 @@ def test_images_alone_need_no_captions(tmp_path, monkeypatch):
     assert data.open(captions=False)[0].caption == ""
     with pytest.raises(UserError, match="1 images and no captions"):
         data.open(captions=True)
+
+
+def test_weights_to_start_from(tiny_folder, tiny_bundle):
+    assert common.load_start("", "decoder") is None
+    found = common.load_start(str(tiny_folder), "upsampler", 16)
+    for ours, stored in zip(
+        jax.tree.leaves(found), jax.tree.leaves(tiny_bundle.part("upsampler_0").params), strict=True
+    ):
+        np.testing.assert_array_equal(ours, stored)
+    with pytest.raises(UserError, match="has no such upsampler"):
+        common.load_start(str(tiny_folder), "upsampler", 32)

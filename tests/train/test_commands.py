@@ -1,0 +1,145 @@
+"""The training commands, in this process but for one or two; what a person gets wrong ends in one line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train import cli
+from train.recipes import RECIPES, tiny
+from unclip_jax.training.checkpoint import load_params
+from unclip_jax.training.stages.clip import train_clip
+from unclip_jax.training.stages.prior import train_prior
+from unclip_jax.training.stages.upsampler import train_upsampler
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Runs a training command and gives its exit status, stdout and stderr."""
+    monkeypatch.setenv("UNCLIP_JAX_NO_CACHE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(stage, train, *words):
+        monkeypatch.setattr(sys, "argv", [f"train.{stage}", *map(str, words)])
+        status = 0
+        try:
+            cli.main(stage, "What it does.", train)
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def never(config):
+    raise AssertionError(f"trained with {config}")
+
+
+def assert_one_line(result, line):
+    status, out, err = result
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {line}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["tinny"], "no recipe 'tinny' for the prior; did you mean 'tiny'?"),
+        (["nothing-like-it"], "no recipe 'nothing-like-it' for the prior; known are shapes, paper, tiny"),
+        ([], "no recipe given; name one first, then options: shapes, paper, tiny"),
+        (["--run.steps", "3", "tiny"], "no recipe given; name one first"),
+        (["tiny", "--optim.learning-rat", "1"], "no option --optim.learning-rat; did you mean --optim.learning-rate?"),
+        (["tiny", "--steps", "1"], "no option --steps; did you mean --run.steps?"),
+        (["tiny", "--optim.learning-rate", "fast"], "--optim.learning-rate: could not convert string to float: 'fast'"),
+        (["tiny", "--process.prediction", "y"], "invalid choice 'y' for argument '--process.prediction'"),
+        (["tiny", "--optim.learning-rate", "-1"], "learning_rate is -1.0; it must be above 0"),
+        (["tiny", "--data.batch-size"], "missing value for argument '--data.batch-size'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_command_line(command, words, line):
+    assert_one_line(command("prior", never, *words), line)
+
+
+def test_options_reach_the_config(command):
+    seen = []
+    words = ["tiny", "--optim.learning-rate", "0.5", "--run.mesh.data", "2", "--sampling.steps", "7"]
+    assert command("decoder", seen.append, *words, "--run.no-tensorboard")[0] == 0
+    (config,) = seen
+    assert config.optim.learning_rate == 0.5 and config.run.mesh.data == 2 and not config.run.tensorboard
+    assert config.sampling == {"steps": 7, "guidance_scale": 2.0}
+    assert config.model == tiny.decoder().model
+
+
+@pytest.mark.parametrize("stage", RECIPES)
+def test_help_lists_the_recipes(command, stage):
+    status, out, err = command(stage, never, "--help")
+    assert (status, err) == (0, "")
+    assert "What it does." in out and all(name in out for name in RECIPES[stage])
+    assert command(stage, never, "tiny", "--help")[1].count("--run.workdir") == 1
+
+
+@pytest.mark.parametrize(
+    ("clip", "line"),
+    [
+        ("", "no CLIP given; set --clip to the workdir of a CLIP run or to a bundle"),
+        ("nowhere", "no bundle nowhere;"),
+    ],
+)
+def test_a_clip_that_is_not_there(command, tmp_path, clip, line):
+    assert_one_line(
+        command("prior", train_prior, "tiny", "--clip", clip, "--run.workdir", tmp_path / "run"), line
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def photos(folder):
+    """A few photographs that come with test libraries."""
+    import skimage.data
+    from sklearn.datasets import load_sample_images
+
+    images = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
+    images += load_sample_images().images
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.jpg")
+    return folder
+
+
+def test_a_folder_of_photographs_without_captions_trains_no_clip(command, tmp_path):
+    folder = photos(tmp_path / "photos")
+    words = ["tiny", "--data.source", folder, "--run.workdir", tmp_path / "run"]
+    assert_one_line(
+        command("clip", train_clip, *words), f"{folder} holds 5 images and no captions; put x.txt beside"
+    )
+
+
+def test_a_folder_of_photographs_trains_an_upsampler(command, tmp_path):
+    workdir = tmp_path / "run"
+    size = ["--model.image-size", 32, "--model.channels", 8, "--model.channel-mult", 1, "--model.groups", 4]
+    run = ["--run.workdir", workdir, "--run.steps", 2, "--run.log-every", 1, "--run.no-tensorboard"]
+    folder = ["--data.source", photos(tmp_path / "photos"), "--crop-fraction", 0.5]
+    status, out, err = command("upsampler", train_upsampler, "photos", *folder, *size, *run)
+    assert status == 0 and "step 2/2 (100%)" in out, err
+    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    params, meta = load_params(workdir)
+    assert meta["step"] == 2 and meta["extra"] == {"low_res_size": 8, "sampling": {"steps": 27}}
+    assert params["conv_in"]["kernel"].shape == (3, 3, 2 * 2 * 6, 8)
+
+
+@pytest.mark.parametrize("stage", ["clip", "upsampler"])
+def test_as_a_program(stage):
+    done = subprocess.run(
+        [sys.executable, "-m", f"train.{stage}", "nothing-like-it"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: no recipe 'nothing-like-it' for the {stage}; known are ")
+    assert done.stderr.count("\n") == 1
