@@ -172,3 +172,8 @@ def test_default_settings_are_the_bundles(tiny_bundle):
     assert settings["decoder"] == StageSettings(steps=3, guidance_scale=2.0)
     with pytest.raises(UserError, match="sampling.decoder.stepz: unknown field; did you mean 'steps'?"):
         default_settings(dataclasses.replace(tiny_bundle, sampling={"decoder": {"stepz": 3}}))
+
+
+def test_settings_of_an_unknown_part():
+    with pytest.raises(UserError, match="settings for decodr, .*did you mean 'decoder'"):
+        run(settings={"decodr": StageSettings()})

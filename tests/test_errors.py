@@ -1,4 +1,6 @@
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +49,12 @@ def test_success_returns():
     ran = []
     run_cli(lambda: ran.append(True))
     assert ran == [True]
+
+
+def test_a_closed_pipe_ends_quietly():
+    code = "from unclip_jax.errors import run_cli\nrun_cli(lambda: [print('x' * 999) for _ in range(9999)] and None)"
+    process = subprocess.run(
+        f"{sys.executable} -c \"{code}\" | head -1; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 141 and process.stderr == ""

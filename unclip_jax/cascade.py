@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.bundle.parts import Bundle, Part
 from unclip_jax.conditioning import decoder_cond, prior_cond
-from unclip_jax.config import from_json
+from unclip_jax.config import from_json, suggest
 from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.guidance import Guidance, ModelFn, Threshold
@@ -129,7 +129,11 @@ def cascade(
         UserError: a setting is out of range, or the bundle lacks a part.
     """
     names = stages_until(bundle, stop_at)
-    chosen = default_settings(bundle) | (settings or {})
+    chosen = default_settings(bundle)
+    for name, how in (settings or {}).items():
+        if name not in chosen:
+            raise UserError(f"settings for {name}, which bundle {bundle.name} has not; {suggest(name, list(chosen))}")
+        chosen[name] = how
     for name in names:
         chosen[name].check(name, cast(ProcessSpec, bundle.parts[name].process))
     if indices is None:

@@ -6,6 +6,7 @@ keeps its traceback.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -17,12 +18,17 @@ class UserError(Exception):
 def run_cli(main: Callable[[], None]) -> None:
     """Runs a command's `main`, turning what a person can cause into one line on stderr and an exit status.
 
-    Exits with 2 on `UserError` and on a full disk, and with 130 (128 + SIGINT) on an interrupt.
+    Exits with 2 on `UserError` and on a full disk, with 130 (128 + SIGINT) on an interrupt and with 141 (128 + SIGPIPE)
+    where nobody reads the output any more.
     """
     try:
         main()
     except UserError as error:
         line = " ".join(str(error).split())
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has had enough. Python must not try to flush it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

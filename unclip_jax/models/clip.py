@@ -183,11 +183,14 @@ def abstract_params(spec: CLIPSpec) -> Params:
 
 
 def vit_h16() -> CLIPSpec:
-    """The CLIP of the unCLIP paper: ViT-H/16 at 256 px, text width 1024 and depth 24 (2204.06125, section 2)."""
+    """The CLIP of the unCLIP paper: ViT-H/16 at 256 px, text width 1024 and depth 24 (2204.06125, section 2).
+
+    Its text context is not in the paper; 256 is that of the prior and the decoder, so that one tokenisation serves all.
+    """
     return CLIPSpec(
         embed_dim=1024,
         vision=VisionSpec(image_size=256, patch_size=16, width=1280, depth=32, heads=16),
-        text=TextSpec(vocab_size=49408, context=77, width=1024, depth=24, heads=16, eos_id=49407),
+        text=TextSpec(vocab_size=49408, context=256, width=1024, depth=24, heads=16, eos_id=49407),
         dtype="bfloat16",
         remat=True,
         scan=True,

@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from unclip_jax.conditioning import prior_cond
@@ -182,13 +183,14 @@ def train_prior(config: PriorConfig) -> State:
 
 
 def measure_stats(frozen_clip: FrozenCLIP, batches: common.Batches, how: Literal["whiten", "scale"]) -> EmbeddingStats:
-    """`EmbeddingStats` over the first examples of the run, in float64; "scale" has mean 0 and one deviation."""
+    """`EmbeddingStats` over the first examples of the run, those of all hosts; "scale" has mean 0 and one deviation."""
     size = frozen_clip.spec.vision.image_size
     encode = jax.jit(functools.partial(clip.encode_image, frozen_clip.spec))
     iterator = batches(0)
     embeddings: list[np.ndarray] = []
     while sum(map(len, embeddings)) < STATS_EXAMPLES:
-        embeddings.append(np.asarray(encode(frozen_clip.params, to_float(next(iterator)[f"image_{size}"]))))
+        own = np.asarray(encode(frozen_clip.params, to_float(next(iterator)[f"image_{size}"])))
+        embeddings.append(np.asarray(multihost_utils.process_allgather(own, tiled=True)))
     iterator.close()
     z_i = np.concatenate(embeddings).astype(np.float64)
     if how == "scale":
