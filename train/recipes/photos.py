@@ -25,7 +25,6 @@ def upsampler() -> UpsamplerConfig:
             low_res=True,
         ),
         process=ProcessSpec(schedule="cosine", prediction="v", variance="small"),
-        weighting="min_snr",
         low_res=LowRes(scale=4, degradation="blur"),
         data=DataConfig(source="photos", batch_size=8, flip=True),
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=100, ema_decay=0.998),

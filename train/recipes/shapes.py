@@ -4,7 +4,9 @@ COMMAND   make train-demo                     (all five stages, then the bundle)
 DATA      60,000 captioned shapes at 128 px; six colour-shape pairs are never in it
 
 The decoder works at 32 px and folds 2 x 2 pixels into channels, so that its first level costs what a 16 px image
-does. It predicts v with min-SNR weights, which on so short a run sharpens edges several times sooner than eps.
+does. It predicts v, whose plain loss weighs the noisy steps, where the layout is decided, as much as the others:
+min-SNR weights left them untrained. z_i is dropped for 30 % of the examples and the caption for 15 %, where the paper
+has 10 % and 50 %: with its numbers so short a run never learns to read the caption.
 """
 
 import dataclasses
@@ -89,12 +91,12 @@ def decoder() -> DecoderConfig:
             text=TextSpec(vocab_size=512, context=CONTEXT, width=128, depth=2, heads=4, eos_id=1),
         ),
         process=ProcessSpec(schedule="cosine", prediction="v", variance="learned_range"),
-        weighting="min_snr",
         data=DataConfig(batch_size=32),
         clip="runs/shapes/clip",
-        drop_caption=0.3,
-        optim=OptimConfig(learning_rate=5e-4, warmup_steps=300, schedule="cosine", beta2=0.99, ema_decay=0.999),
-        run=RunConfig(workdir="runs/shapes/decoder", steps=8000, sample_every=1000, save_every=500, log_every=50),
+        drop_image=0.3,
+        drop_caption=0.15,
+        optim=OptimConfig(learning_rate=5e-4, warmup_steps=300, schedule="cosine", beta2=0.99, ema_decay=0.998),
+        run=RunConfig(workdir="runs/shapes/decoder", steps=12000, sample_every=1000, save_every=500, log_every=50),
         sampling={"steps": 32, "guidance_scale": 2.0},
     )
 
@@ -112,7 +114,6 @@ def _upsampler(image_size: int, low_res: LowRes, channel_mult: tuple[int, ...], 
             low_res=True,
         ),
         process=ProcessSpec(schedule="cosine", prediction="v", variance="small"),
-        weighting="min_snr",
         low_res=low_res,
         data=DataConfig(batch_size=32),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=200, schedule="cosine", beta2=0.99, ema_decay=0.998),
