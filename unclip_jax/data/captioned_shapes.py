@@ -6,6 +6,7 @@ pairs that training never shows; see `shapes.HELD_OUT`). An example is {"image":
 split is stored in the order of the numbers, so a smaller dataset is a prefix of a larger one.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -17,6 +18,7 @@ from typing import cast
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -107,11 +109,12 @@ def prepare(
     config = ShapesConfig.of(resolution, num_train, num_test)
     # TFDS takes a config of a known name only by that name.
     known = config.name in CaptionedShapes.builder_configs
-    builder = CaptionedShapes(
-        config=config.name if known else config,
-        data_dir=Path(data_dir).expanduser(),
-        file_format="array_record",
-    )
+    with _quiet_absl():
+        builder = CaptionedShapes(
+            config=config.name if known else config,
+            data_dir=Path(data_dir).expanduser(),
+            file_format="array_record",
+        )
     if builder.data_path.exists():
         return builder
     total = num_train + 2 * num_test
@@ -125,6 +128,17 @@ def prepare(
         return prepare(data_dir, resolution, num_train, num_test)
     print(f"built in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return builder
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """TFDS warns about every config that is not the usual one; that is no news to whoever asked for it."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
