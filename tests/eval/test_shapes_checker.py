@@ -190,3 +190,12 @@ def test_relations_have_the_directions_of_the_image(relation):
 def test_one_object_has_no_relation():
     verdict = shapes_checker.judge([_found("red", "circle")], shapes.parse("a red circle"))
     assert verdict == Verdict(count=True, colour=True, shape=True, relation=None, all=True)
+
+
+@pytest.mark.parametrize("colour", ["red", "green", None])
+def test_a_colour_that_is_not_asked_for_is_not_judged(colour):
+    found = [_found(colour, "circle", y=0.3), _found("blue", "square", y=0.7)]
+    verdict = shapes_checker.judge(found, shapes.parse("a circle above a blue square"))
+    assert verdict == Verdict(count=True, colour=True, shape=True, relation=True, all=True)
+    verdict = shapes_checker.judge(found, shapes.parse("a square above a circle"))
+    assert verdict == Verdict(count=True, colour=True, shape=True, relation=False, all=False)

@@ -91,7 +91,7 @@ def judge(found: list[Found], query: Query) -> Verdict:
         return Verdict(count=False, colour=False, shape=False, relation=relation, all=False)
     orders = list(itertools.permutations(found))
     pairings = [list(zip(order, wanted, strict=True)) for order in orders]
-    colours = [[entry.colour == want.colour for entry, want in pairs] for pairs in pairings]
+    colours = [[want.colour in (None, entry.colour) for entry, want in pairs] for pairs in pairings]
     shapes = [[entry.shape == want.shape for entry, want in pairs] for pairs in pairings]
     hits = [sum(colour) + sum(shape) for colour, shape in zip(colours, shapes, strict=True)]
     if query.relation is not None:
