@@ -95,8 +95,8 @@ def decoder() -> DecoderConfig:
         clip="runs/shapes/clip",
         drop_image=0.3,
         drop_caption=0.15,
-        optim=OptimConfig(learning_rate=5e-4, warmup_steps=300, schedule="cosine", beta2=0.99, ema_decay=0.998),
-        run=RunConfig(workdir="runs/shapes/decoder", steps=12000, sample_every=1000, save_every=500, log_every=50),
+        optim=OptimConfig(learning_rate=8e-4, warmup_steps=300, schedule="cosine", beta2=0.99, ema_decay=0.998),
+        run=RunConfig(workdir="runs/shapes/decoder", steps=8000, sample_every=1000, save_every=500, log_every=50),
         sampling={"steps": 32, "guidance_scale": 2.0},
     )
 
