@@ -3,10 +3,14 @@
 COMMAND   make train-demo                     (all five stages, then the bundle)
 DATA      60,000 captioned shapes at 128 px; six colour-shape pairs are never in it
 
+A third of the objects in training captions go without their colour: CLIP then has to look at shapes. With every colour
+named, a linear probe of z_i read 69 % of the shapes of single objects; now it reads all of them.
+
 The decoder works at 32 px and folds 2 x 2 pixels into channels, so that its first level costs what a 16 px image
-does. It predicts v with the plain loss, which weighs the noisy steps, where the layout is decided, as much as the
-others. z_i is dropped for 30 % of the examples and the caption for 15 %, where the paper has 10 % and 50 %: a run with
-min-SNR weights that dropped them for 10 % and 30 % had not begun to read its captions after 3,000 steps.
+does. Shapes of 10 px and more outlive much noise: under the cosine schedule x_t gives the layout away but for the last
+tenth of the steps, so the linear one is used, which has more of them there. The loss is plain, since min-SNR weights
+those steps hardly at all. This CLIP knows what there is but not what is above what, as CLIPs do, so the caption must
+be read: z_i is dropped for 50 % of the examples and the caption for 10 %, where the paper has 10 % and 50 %.
 """
 
 import dataclasses
@@ -90,11 +94,11 @@ def decoder() -> DecoderConfig:
             context_width=128,
             text=TextSpec(vocab_size=512, context=CONTEXT, width=128, depth=2, heads=4, eos_id=1),
         ),
-        process=ProcessSpec(schedule="cosine", prediction="v", variance="learned_range"),
+        process=ProcessSpec(schedule="linear", prediction="v", variance="learned_range"),
         data=DataConfig(batch_size=32),
         clip="runs/shapes/clip",
-        drop_image=0.3,
-        drop_caption=0.15,
+        drop_image=0.5,
+        drop_caption=0.1,
         optim=OptimConfig(learning_rate=8e-4, warmup_steps=300, schedule="cosine", beta2=0.99, ema_decay=0.998),
         run=RunConfig(workdir="runs/shapes/decoder", steps=8000, sample_every=1000, save_every=500, log_every=50),
         sampling={"steps": 32, "guidance_scale": 2.0},
