@@ -123,8 +123,8 @@ class Query:
 def example(split: Split, index: int) -> tuple[Scene, str]:
     """Scene and caption number `index` of a split: a pure function of the two.
 
-    A third of the objects in captions of train go without their colour: as long as colours tell most images of a
-    batch apart, a contrastive model learns little else. Captions of the test splits always name it.
+    A third of the objects in captions of train go without their colour, since colours alone tell most images of a
+    batch apart and a contrastive model could do without shapes. Captions of the test splits always name it.
     """
     rng = np.random.default_rng(np.random.SeedSequence((SPLITS.index(split), index)))
     scene = sample_scene(rng, unseen=split == "test_unseen")
@@ -239,6 +239,7 @@ def _place_two(
 
 def _noun_phrase(entry: Object, rng: np.random.Generator, omit_colour: float) -> str:
     words = [entry.shape]
+    # Without a chance to omit it nothing is drawn: the test splits keep the captions that scores refer to.
     if omit_colour == 0 or rng.random() >= omit_colour:
         words.insert(0, entry.colour)
     # "plain" goes without saying more often than not.
