@@ -3,9 +3,9 @@
 COMMAND   make train-demo                     (all five stages, then the bundle)
 DATA      60,000 captioned shapes at 128 px; six colour-shape pairs are never in it
 
-A third of the objects in training captions go without their colour, so that CLIP has to look at shapes. A linear probe
-of z_i reads the shape of every single object; it read 69 % when every colour was named, patches were 8 x 8, batches half
-as large and the run three quarters as long. What each of these is worth was not measured.
+A third of the objects in training captions go without their colour, so that CLIP has to look at shapes. A linear
+probe of z_i reads the shape of every single object; it read 69 % when every colour was named, patches were 8 x 8,
+batches half as large and the run shorter. What each of these is worth was not measured.
 
 The decoder works at 32 px and folds 2 x 2 pixels into channels, so that its first level costs what a 16 px image
 does. Shapes of 10 px and more outlive much noise: under the cosine schedule x_t gives the layout away but for the last
