@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from unclip_jax.training.config import OptimConfig
-from unclip_jax.training.optim import clip, decay_mask, learning_rate, make_transform, update_ema
+from unclip_jax.training.optim import clip, kernel_mask, learning_rate, make_transform, update_ema
 
 
 def test_constant_rate_after_warmup():
@@ -23,7 +23,7 @@ def test_no_warmup():
     assert learning_rate(OptimConfig(learning_rate=0.5, warmup_steps=0), 10)(jnp.int32(0)) == 0.5
 
 
-def test_only_kernels_decay():
+def test_kernels_go_by_their_name():
     leaf = jnp.zeros((2, 2))
     params = {
         "dense": {"kernel": leaf, "bias": leaf},
@@ -34,14 +34,14 @@ def test_only_kernels_decay():
     }
     mask = jax.tree.map(lambda _: False, params)
     mask["dense"]["kernel"] = True
-    assert decay_mask(params) == mask
+    assert kernel_mask(params) == mask
 
 
 def test_equals_optax_adamw():
     optim = OptimConfig(beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.06)
     params = {"a": {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "bias": jnp.ones(3)}}
     grads = jax.tree.map(jnp.cos, params)
-    reference = optax.adamw(1e-2, b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.06, mask=decay_mask)
+    reference = optax.adamw(1e-2, b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.06, mask=kernel_mask)
     ours, theirs, transform = params, params, make_transform(optim)
     our_state, their_state = transform.init(params), reference.init(params)
     for _ in range(3):
@@ -69,3 +69,67 @@ def test_ema_warms_up():
         return float(update_ema({"w": jnp.float32(0)}, {"w": jnp.float32(1)}, jnp.int32(step), 0.99)["w"])
 
     np.testing.assert_allclose([ema(0), ema(9), ema(10_000)], [0.9, 9 / 19, 0.01], rtol=1e-5)
+
+
+MUON = OptimConfig(optimizer="muon", beta1=0.95, beta2=0.98, weight_decay=0.05)
+KERNELS = {"dense": (6, 4), "wide": (3, 8), "stack": (2, 5, 5), "conv": (3, 3, 2, 4)}
+
+
+def kernels(shapes=KERNELS, seed=0):
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return {name: {"kernel": jax.random.normal(key, shapes[name])} for name, key in zip(shapes, keys, strict=True)}
+
+
+def direction(optim, params, *gradients):
+    """What `make_transform` makes of the last of these gradients."""
+    transform = make_transform(optim)
+    state, updates = transform.init(params), None
+    for grads in gradients:
+        updates, state = transform.update(grads, state, params)
+    return updates
+
+
+def test_muon_equals_optax():
+    """On kernels; optax moves everything else by Adam with Nesterov's momentum, which the paper does not have."""
+    params, gradients = kernels(), [kernels(seed=seed) for seed in (1, 2, 3)]
+    axes = {name: optax.contrib.MuonDimensionNumbers(-2, -1) for name in ("dense", "wide", "stack")}
+    axes["conv"] = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+    reference = optax.contrib.muon(
+        1.0,
+        beta=0.95,
+        weight_decay=0.05,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers={name: {"kernel": axes[name]} for name in KERNELS},
+    )
+    state, updates = reference.init(params), None
+    for grads in gradients:
+        updates, state = reference.update(grads, state, params)
+    got = direction(MUON, params, *gradients)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -b, rtol=1e-5, atol=1e-7), got, updates)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("size", [1e-4, 1.0])
+def test_muon_moves_along_the_singular_vectors(name, size):
+    """Equation (5): the singular vectors of the gradient, every singular value about 1, whatever its size."""
+    optim = OptimConfig(optimizer="muon")
+    grads = jax.tree.map(lambda g: size * g, kernels(seed=1))
+    update, grad = np.asarray(direction(optim, kernels(), grads)[name]["kernel"]), np.asarray(grads[name]["kernel"])
+    matrix = (18, 4) if name == "conv" else update.shape[-2:]
+    for u, g in zip(update.reshape(-1, *matrix), grad.reshape(-1, *matrix), strict=True):
+        left, _, right = np.linalg.svd(g, full_matrices=False)
+        core = left.T @ u @ right.T / (0.2 * np.sqrt(max(u.shape)))
+        np.testing.assert_allclose(core - np.diag(np.diag(core)), 0, atol=1e-3)
+        assert 0.6 < np.diag(core).min() <= np.diag(core).max() < 1.3
+        np.testing.assert_allclose(np.sqrt(np.mean(u**2)), 0.2, rtol=0.3)
+
+
+def test_muon_leaves_the_rest_to_adam():
+    leaf = jnp.linspace(-1, 1, 12).reshape(3, 4)
+    params = {"words": {"embedding": leaf}, "norm": {"scale": leaf[0]}, "dense": {"kernel": leaf}}
+    gradients = [jax.tree.map(lambda p, seed=seed: jnp.cos(p + seed), params) for seed in range(3)]
+    adam = direction(OptimConfig(beta1=0.95, beta2=0.98, weight_decay=0.05), params, *gradients)
+    muon = direction(MUON, params, *gradients)
+    np.testing.assert_array_equal(muon["words"]["embedding"], adam["words"]["embedding"])
+    np.testing.assert_array_equal(muon["norm"]["scale"], adam["norm"]["scale"])
+    assert not np.allclose(muon["dense"]["kernel"], adam["dense"]["kernel"], rtol=0.1)

@@ -14,24 +14,27 @@ from unclip_jax.training.state import abstract_state, init, start_from, state_sh
 RULES = (("hidden/kernel", P(None, "fsdp")), (".*", P()))
 
 
-def test_abstract_equals_real():
-    mesh = make_mesh(MeshSpec(data=2, fsdp=4))
-    state = init(Toy(), OptimConfig(), mesh, jax.random.key(0), RULES)
-    abstract = abstract_state(Toy(), OptimConfig(), mesh, RULES)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_abstract_equals_real(optimizer):
+    mesh, optim = make_mesh(MeshSpec(data=2, fsdp=4)), OptimConfig(optimizer=optimizer)
+    state = init(Toy(), optim, mesh, jax.random.key(0), RULES)
+    abstract = abstract_state(Toy(), optim, mesh, RULES)
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
     for real, planned in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
         assert (real.shape, real.dtype) == (planned.shape, planned.dtype)
         assert real.sharding.is_equivalent_to(planned.sharding, real.ndim)
 
 
-def test_moments_and_average_lie_as_their_parameter():
+@pytest.mark.parametrize(("optimizer", "copies"), [("adamw", 4), ("muon", 3)])
+def test_moments_and_average_lie_as_their_parameter(optimizer, copies):
+    """Muon keeps one moment of a kernel, where Adam keeps two."""
     mesh = make_mesh(MeshSpec(data=2, fsdp=4))
-    shardings = state_shardings(abstract_state(Toy(), OptimConfig(), mesh, RULES))
+    shardings = state_shardings(abstract_state(Toy(), OptimConfig(optimizer=optimizer), mesh, RULES))
     specs = {
         jax.tree_util.keystr(path): sharding.spec for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
     }
     split = [path for path, spec in specs.items() if spec == P(None, "fsdp")]
-    assert len(split) == 4 and all("['hidden']['kernel']" in path for path in split)
+    assert len(split) == copies and all("['hidden']['kernel']" in path for path in split)
     assert {spec for path, spec in specs.items() if path not in split} == {P()}
 
 

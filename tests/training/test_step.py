@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from tests.helpers import assert_trees_equal, count_traces
 from tests.training.toy import BATCH, FROZEN, Toy, batches
@@ -34,7 +35,7 @@ def run(steps, *, optim=OPTIM, spec=None, devices=8, nan_at=(), stage=None):
     """(state, [metrics of every step]) of a few toy steps on the first `devices` devices."""
     stage, mesh = stage or Toy(), make_mesh(spec or MeshSpec(), jax.devices()[:devices])
     compiled, shardings = compiled_step(stage, optim, mesh)
-    state = jax.device_put(initial(stage, OPTIM), shardings)
+    state = jax.device_put(initial(stage, optim), shardings)
     history = []
     for _, batch in zip(range(steps), batches(0, nan_at=nan_at), strict=False):
         state, metrics = compiled(state, FROZEN, put_batch(batch, mesh))
@@ -66,6 +67,21 @@ def test_microbatches_change_nothing(one_device, accumulate):
         np.testing.assert_allclose([m[name] for m in got], [m[name] for m in expected], rtol=1e-5, err_msg=name)
     # Adam divides by the root of small moments: rounding in the gradient grows there.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got_state.params, state.params)
+
+
+def test_muon_gives_the_same_numbers_on_a_sharded_kernel():
+    """Its matrix products run over all of a kernel, wherever the parts lie."""
+    muon = dataclasses.replace(OPTIM, optimizer="muon")
+    mesh = make_mesh(MeshSpec(fsdp=4))
+    shardings = state_shardings(abstract_state(Toy(), muon, mesh, (("hidden/kernel", P(None, "fsdp")), (".*", P()))))
+    step = compile_step(make_step(Toy(), muon, total_steps=100, seed=7), mesh, shardings)
+    state, losses = jax.device_put(initial(Toy(), muon), shardings), []
+    for _, batch in zip(range(5), batches(0), strict=False):
+        state, metrics = step(state, FROZEN, put_batch(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    _, expected = run(5, optim=muon, devices=1)
+    np.testing.assert_allclose(losses, [m["loss"] for m in expected], rtol=1e-6)
+    assert losses != [m["loss"] for m in run(5, devices=1)[1]]
 
 
 def test_accumulate_must_divide():

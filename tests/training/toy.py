@@ -72,8 +72,8 @@ def batches(start_step, size=BATCH, nan_at=()):
 
 
 def config(workdir, steps, optim=None, **run):
-    """(optim, run, meta) of a toy run that logs every third step."""
-    optim = optim or OptimConfig(learning_rate=1e-2, warmup_steps=3, weight_decay=0.1, ema_decay=0.9)
+    """(optim, run, meta) of a toy run that logs every third step; by Muon, whose state has Adam's in it."""
+    optim = optim or OptimConfig(optimizer="muon", learning_rate=3e-2, warmup_steps=3, weight_decay=0.1, ema_decay=0.9)
     run = RunConfig(**{"workdir": str(workdir), "steps": steps, "log_every": 3, "tensorboard": False} | run)
     meta = Meta(kind="toy", config=to_json({"model": Toy(), "optim": optim, "run": run}), extra={"note": "hello"})
     return {"optim": optim, "run": run, "meta": meta}

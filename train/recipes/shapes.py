@@ -100,7 +100,15 @@ def decoder() -> DecoderConfig:
         clip="runs/shapes/clip",
         drop_image=0.5,
         drop_caption=0.1,
-        optim=OptimConfig(learning_rate=8e-4, warmup_steps=300, schedule="cosine", beta2=0.99, ema_decay=0.998),
+        optim=OptimConfig(
+            optimizer="muon",
+            learning_rate=5e-3,
+            warmup_steps=300,
+            schedule="cosine",
+            beta1=0.95,
+            beta2=0.99,
+            ema_decay=0.998,
+        ),
         run=RunConfig(workdir="runs/shapes/decoder", steps=8000, sample_every=1000, save_every=500, log_every=50),
         sampling={"steps": 32, "guidance_scale": 2.0},
     )

@@ -14,8 +14,10 @@ def _require(holds: bool, problem: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warm-up, gradient clipping and an exponential moving average of the parameters."""
+    """AdamW or Muon with warm-up, gradient clipping and an exponential moving average of the parameters."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """What moves the kernels; Adam moves the rest either way. Muon bears rates several times AdamW's."""
     learning_rate: float = 1.2e-4
     """The rate after the warm-up."""
     warmup_steps: int = 1000
@@ -23,11 +25,11 @@ class OptimConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     """The rate after the warm-up: constant, or a cosine that reaches 0 at the last step of the run."""
     beta1: float = 0.9
-    """Decay of Adam's first moment."""
+    """Decay of the first moment, Muon's momentum included, for which 0.95 is usual."""
     beta2: float = 0.999
     """Decay of Adam's second moment."""
     eps: float = 1e-8
-    """Added to the root of Adam's second moment."""
+    """Added to the root of Adam's second moment, and to the norm that Muon divides by."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the kernels; norms, biases and embeddings are left alone."""
     clip_norm: float | None = 1.0

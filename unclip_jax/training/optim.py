@@ -1,19 +1,29 @@
-"""AdamW as the paper runs it (table 3), and the moving average of the parameters (EMA).
+"""AdamW as the paper runs it (table 3) or Muon, and the moving average of the parameters (EMA).
 
     g     <- g * min(1, clip_norm / |g|)                                                      (1)
-    u     <- adam(g) + weight_decay * theta            (kernels only)                         (2)
+    u     <- direction(g) + weight_decay * theta       (decay: kernels only)                  (2)
     theta <- theta - learning_rate(step) * u                                                  (3)
     ema   <- d * ema + (1 - d) * theta,  d = min(ema_decay, (1 + step) / (10 + step))         (4)
 
-The warm-up of d keeps the first, random parameters out of the average.
+The warm-up of d keeps the first, random parameters out of the average. The direction is Adam's, except that Muon
+(Jordan et al., 2024, kellerjordan.github.io/posts/muon) moves a kernel, as a matrix [fan_in, fan_out] = U S V^T of its
+momentum, by
+
+    direction(g) = 0.2 sqrt(max(fan_in, fan_out)) U V^T                                       (5)
+
+whose root mean square is 0.2 whatever the shape, about Adam's, so that one learning rate serves both (Liu et al.,
+2025, arXiv 2502.16982, section 2.2). Five Newton-Schulz iterations stand in for U V^T, with singular values that lie
+around 1.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from unclip_jax.parallel.rules import path_name
 from unclip_jax.training.config import OptimConfig
@@ -32,17 +42,43 @@ def learning_rate(optim: OptimConfig, total_steps: int) -> Callable[[Int[Array, 
     return rate
 
 
-def decay_mask(params: PyTree) -> PyTree:
-    """True for the leaves that weight decay acts on: those whose own name is `kernel`."""
+def kernel_mask(params: PyTree) -> PyTree:
+    """True for the leaves that weight decay and Muon act on: those whose own name is `kernel`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).split("/")[-1] == "kernel", params)
+
+
+def _rows(kernel: Array) -> tuple[int, ...]:
+    """The axes that make up fan_in, in [..., in, out] and in a convolution's [height, width, in, out]."""
+    return (0, 1, 2) if kernel.ndim == 4 else (kernel.ndim - 2,)
+
+
+def _matrices(kernels: PyTree) -> PyTree:
+    return jax.tree.map(lambda kernel: MuonDimensionNumbers(_rows(kernel), (kernel.ndim - 1,)), kernels)
+
+
+def _scale_by_shape(updates: PyTree, _: PyTree) -> PyTree:
+    """The factor of equation (5)."""
+
+    def scale(update):
+        fan_in = math.prod(update.shape[axis] for axis in _rows(update))
+        return 0.2 * math.sqrt(max(fan_in, update.shape[-1])) * update
+
+    return jax.tree.map(scale, updates)
 
 
 def make_transform(optim: OptimConfig) -> optax.GradientTransformation:
     """Equation (2). The step itself applies the rate, by its own count, which skipped steps do not delay."""
-    return optax.chain(
-        optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps),
-        optax.add_decayed_weights(optim.weight_decay, mask=decay_mask),
-    )
+    direction = optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps)
+    if optim.optimizer == "muon":
+        muon = optax.chain(
+            scale_by_muon(beta=optim.beta1, eps=optim.eps, weight_dimension_numbers=_matrices),
+            optax.stateless(_scale_by_shape),
+        )
+        direction = optax.partition(
+            {"muon": muon, "adam": direction},
+            lambda params: jax.tree.map(lambda is_kernel: "muon" if is_kernel else "adam", kernel_mask(params)),
+        )
+    return optax.chain(direction, optax.add_decayed_weights(optim.weight_decay, mask=kernel_mask))
 
 
 def clip(grads: PyTree, norm: Float[Array, ""], optim: OptimConfig) -> PyTree:

@@ -47,6 +47,10 @@ def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = 
     """
     shapes = jax.eval_shape(lambda key: _build(stage.init(key), optim), jax.random.key(0))
     whole = replicated(mesh)
+
+    def is_masked(moment) -> bool:  # a parameter that this half of the optimiser leaves to the other
+        return isinstance(moment, optax.MaskedNode)
+
     params = match_rules(rules, shapes.params, mesh)
     shardings = State(
         step=whole,
@@ -54,10 +58,11 @@ def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = 
         ema=params,
         opt_state=optax.tree_map_params(
             make_transform(optim),
-            lambda _, sharding: sharding,
+            lambda moment, sharding: moment if is_masked(moment) else sharding,
             shapes.opt_state,
             params,
             transform_non_params=lambda _: whole,
+            is_leaf=is_masked,
         ),
         skipped=whole,
     )
