@@ -85,6 +85,24 @@ def test_keys_shapes_and_types(tokenizer):
     }
 
 
+def test_hard_negatives_are_of_their_captions(tokenizer):
+    spec = BatchSpec(batch_size=8, sizes=(8,), context=6, negatives=("1 2", "3 4 5"))
+    captions = ("1", "3 and 5", "7", "4")
+    source = [Record(image=SOURCE[0].image, caption=caption, name=caption) for caption in captions]
+    (batch,) = take(1, source, tokenizer, spec)
+    assert {key: (value.shape, str(value.dtype)) for key, value in batch.items() if "negative" in key} == {
+        "negative_tokens": ((8, 6), "int32"),
+        "has_negative": ((8,), "bool"),
+    }
+    encoded = {caption: tokenizer.encode([caption], 6).tokens[0].tolist() for caption in (*captions, "2", "5 and 3")}
+    expected = {"1": ("2", True), "3 and 5": ("5 and 3", True), "7": ("7", False), "4": ("4", False)}
+    found = [row.tolist() for row in batch["tokens"]]
+    for row, tokens in enumerate(found):
+        negative, has = expected[next(caption for caption in captions if encoded[caption] == tokens)]
+        assert batch["negative_tokens"][row].tolist() == encoded[negative]
+        assert batch["has_negative"][row] == has
+
+
 def test_images_and_captions_belong_together(tokenizer):
     spec = BatchSpec(batch_size=8, sizes=(8, 16), context=6)
     (batch,) = take(1, SOURCE, tokenizer, spec)

@@ -136,6 +136,25 @@ def test_colours_are_omitted_in_training_only():
         assert low <= np.mean(omitted) <= high, split
 
 
+def test_places_are_said_in_training_only():
+    for split, low, high in (("train", 0.46, 0.54), ("test_seen", 0, 0), ("test_unseen", 0, 0)):
+        captions = [caption for scene, caption in _examples(split, 2000) if scene.relation]
+        places = [bool(re.search("at the top|at the bottom|on the left|on the right", caption)) for caption in captions]
+        assert low <= np.mean(places) <= high, split
+
+
+@pytest.mark.parametrize("relation", shapes.RELATIONS)
+def test_places_are_those_of_the_picture(relation):
+    ends = {"at the top": (0.5, 0.2), "at the bottom": (0.5, 0.8)}
+    ends |= {"on the left": (0.2, 0.5), "on the right": (0.8, 0.5)}
+    scene = next(scene for scene, _ in _examples("train", 500) if scene.relation == relation)
+    text = shapes.caption(scene, np.random.default_rng(1), say_places=1.0)
+    said = [np.array(ends[place]) for place in re.findall("|".join(ends), text)]
+    real = [np.array([entry.x, entry.y]) for entry in scene.objects]
+    assert (said[0] - said[1]) @ (real[0] - real[1]) > 0.1
+    assert shapes.parse(text).relation == relation
+
+
 def test_captions_read_as_english():
     captions = [caption for _, caption in _examples("train", 3000)]
     assert all(re.fullmatch(r"[a-z ]+", caption) for caption in captions)
@@ -148,7 +167,8 @@ def test_captions_read_as_english():
     )
     alone = [skeleton for skeleton in skeletons if not re.search("|".join(shapes.RELATIONS), skeleton)]
     above = [skeleton for skeleton in skeletons if "above" in skeleton]
-    assert len(alone) == 5 and len(above) == 5
+    places = [skeleton for skeleton in alone if re.search(" top| bottom| left| right", skeleton)]
+    assert len(alone) - len(places) == 5 and len(above) == 5 and len(places) == 3 * 4
 
 
 def test_captions_of_one_scene_include_the_plainest_form():
@@ -188,6 +208,14 @@ def test_captions_of_one_scene_include_the_plainest_form():
             ),
         ),
         (
+            "a pink star on the right and a large ring on the left on a white background",
+            Query(
+                objects=(ObjectQuery(shape="star", colour="pink"), ObjectQuery(shape="ring", size="large")),
+                relation="right of",
+                background="white",
+            ),
+        ),
+        (
             "a green square with a cyan triangle below it on a black background",
             Query(
                 objects=(
@@ -210,6 +238,7 @@ def test_parse_reads_free_captions(text, expected):
         "",
         "a dog",
         "a red circle and a blue square",
+        "a red circle at the top and a blue square on the left",
         "a red circle above",
         "a red circle above it above a pink ring",
     ],

@@ -16,6 +16,7 @@ be read: z_i is dropped for 50 % of the examples and the caption for 10 %, where
 
 import dataclasses
 
+from unclip_jax.data import shapes
 from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
@@ -44,6 +45,7 @@ def clip() -> CLIPConfig:
         optim=OptimConfig(
             learning_rate=1.5e-3, warmup_steps=200, schedule="cosine", beta2=0.98, weight_decay=0.05, ema_decay=0.995
         ),
+        negatives=(" ".join(shapes.COLOURS), " ".join(shapes.SHAPES), "left right", "above below", "top bottom"),
         run=RunConfig(workdir="runs/shapes/clip", steps=1800, sample_every=1000, save_every=300, log_every=25),
     )
 

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 from PIL import Image
 
+from unclip_jax.data.negatives import hard_negative
 from unclip_jax.data.sources import Record, Source
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.data.transforms import resize, square_crop
@@ -31,14 +32,17 @@ class BatchSpec:
         crop: side in px of one random square of the image at the largest size, key "image_crop". It stands in
             for the whole image of that size, which is then not in the batch.
         context: tokens per caption, keys "tokens" int32 and "mask" bool [b context]; None for no captions.
+        negatives: groups of words for `hard_negative`, keys "negative_tokens" int32 [b context] and "has_negative"
+            bool [b]; () for none.
         flip: mirrors half of the examples.
-        seed: of the order, the crops and the flips.
+        seed: of the order, the crops, the flips and the negatives.
     """
 
     batch_size: int
     sizes: tuple[int, ...]
     crop: int | None = None
     context: int | None = None
+    negatives: tuple[str, ...] = ()
     flip: bool = False
     seed: int = 0
 
@@ -123,6 +127,10 @@ def _example(
     if spec.context is not None and tokenizer is not None:
         encoded = tokenizer.encode([record.caption], spec.context)
         example |= {"tokens": encoded.tokens[0], "mask": encoded.mask[0]}
+        if spec.negatives:
+            negative = hard_negative(record.caption, spec.negatives, rng)
+            example["negative_tokens"] = tokenizer.encode([negative or record.caption], spec.context).tokens[0]
+            example["has_negative"] = np.bool_(negative is not None)
     return example
 
 

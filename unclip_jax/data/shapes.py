@@ -25,6 +25,13 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
 RELATIONS = ("left of", "right of", "above", "below")
+# Where objects[0] and objects[1] then are.
+PLACES = {
+    "left of": ("on the left", "on the right"),
+    "right of": ("on the right", "on the left"),
+    "above": ("at the top", "at the bottom"),
+    "below": ("at the bottom", "at the top"),
+}
 
 # Hues at least 20 degrees apart and strong saturation: shades and tints of a colour keep its hue, so the
 # colour of a textured or slightly miscoloured object can still be told.
@@ -63,6 +70,7 @@ _UNSEEN = tuple(pair for pair in _PAIRS if pair in HELD_OUT)
 
 _TWO_OBJECTS_PROBABILITY = 0.6
 _COLOUR_OMITTED_PROBABILITY = 1 / 3
+_PLACES_PROBABILITY = 1 / 2
 _RADII_ALONE = {"small": (0.21, 0.235), "large": (0.32, 0.36)}
 _RADII_OF_TWO = {"small": (0.172, 0.190), "large": (0.217, 0.230)}
 _MARGIN, _GAP = 0.015, 0.035
@@ -124,11 +132,16 @@ def example(split: Split, index: int) -> tuple[Scene, str]:
     """Scene and caption number `index` of a split: a pure function of the two.
 
     A third of the objects in captions of train go without their colour, since colours alone tell most images of a
-    batch apart and a contrastive model could do without shapes. Captions of the test splits always name it.
+    batch apart and a contrastive model could do without shapes. Half of the captions of two objects in train say where
+    each one is: who is where according to "above" takes both nouns, their order and the relation, of which none alone
+    is worth anything, and a model finds that far sooner once it has learnt from plain words what goes at the top.
+    Captions of the test splits always name colours and relations.
     """
     rng = np.random.default_rng(np.random.SeedSequence((SPLITS.index(split), index)))
     scene = sample_scene(rng, unseen=split == "test_unseen")
-    return scene, caption(scene, rng, omit_colour=_COLOUR_OMITTED_PROBABILITY if split == "train" else 0.0)
+    if split != "train":
+        return scene, caption(scene, rng)
+    return scene, caption(scene, rng, omit_colour=_COLOUR_OMITTED_PROBABILITY, say_places=_PLACES_PROBABILITY)
 
 
 def sample_scene(rng: np.random.Generator, *, unseen: bool = False) -> Scene:
@@ -147,13 +160,22 @@ def sample_scene(rng: np.random.Generator, *, unseen: bool = False) -> Scene:
     return Scene(objects=_place_two(rng, pairs, relation), background=background, relation=relation)
 
 
-def caption(scene: Scene, rng: np.random.Generator, *, omit_colour: float = 0.0) -> str:
+def caption(
+    scene: Scene, rng: np.random.Generator, *, omit_colour: float = 0.0, say_places: float = 0.0
+) -> str:
     """An English caption: always shapes and relation; size, texture and background now and then.
 
-    omit_colour: the probability that an object's colour is left unsaid.
+    Args:
+        omit_colour: the probability that an object's colour is left unsaid.
+        say_places: the probability that the relation is told by the two places, "a star at the top and ...".
     """
     nouns = [_noun_phrase(entry, rng, omit_colour) for entry in scene.objects]
     background = f" on a {scene.background} background" if rng.random() < 0.5 else ""
+    # Without a chance of places nothing is drawn: the test splits keep the captions that scores refer to.
+    if scene.relation is not None and say_places and rng.random() < say_places:
+        located = [f"{noun} {place}" for noun, place in zip(nouns, PLACES[scene.relation], strict=True)]
+        templates = ("{0} and {1}", "a picture of {0} and {1}", "there is {0} and {1}")
+        return _choice(rng, templates).format(*located) + background
     if scene.relation is None:
         templates = ("{0}", "a picture of {0}", "there is {0}", "an image of {0}", "a drawing of {0}")
     else:
@@ -175,17 +197,20 @@ _NOUN = re.compile(
     rf"(?:(?P<colour>{'|'.join(COLOURS)}) )?(?P<shape>{'|'.join(SHAPES)})\b"
 )
 _RELATION = re.compile(rf"\b(?P<relation>{'|'.join(RELATIONS)})\b(?P<inverse> it\b)?")
+_PLACE = re.compile(r"\b(?:on the left|on the right|at the top|at the bottom)\b")
 _BACKGROUND = re.compile(rf"\b(?P<background>{'|'.join(BACKGROUNDS)}) background\b")
 
 
 def parse(text: str) -> Query:
     """What a caption demands. Every caption of `caption` parses back to the attributes it mentions.
 
-    Raises UserError unless the text names one object, or two objects and one relation between them.
+    Raises UserError unless the text names one object, or two objects and one relation between them, or two objects
+    and the place of each.
     """
     text = text.lower()
     nouns, relations = list(_NOUN.finditer(text)), list(_RELATION.finditer(text))
-    if (len(nouns), len(relations)) not in ((1, 0), (2, 1)):
+    by_places = [relation for relation, places in PLACES.items() if tuple(_PLACE.findall(text)) == places]
+    if (len(nouns), len(relations) + len(by_places)) not in ((1, 0), (2, 1)):
         raise UserError(
             f"cannot read the caption {text!r}: name one object, or two with a relation, "
             "as in 'a red circle above a blue square'"
@@ -193,7 +218,7 @@ def parse(text: str) -> Query:
     background_match = _BACKGROUND.search(text)
     background = background_match["background"] if background_match else None
     objects = tuple(ObjectQuery(**noun.groupdict()) for noun in nouns)
-    relation = None
+    relation = by_places[0] if by_places else None
     if relations:
         relation = relations[0]["relation"]
         # "above a square there is a circle", "a square with a circle above it": the second is named first.
@@ -239,7 +264,7 @@ def _place_two(
 
 def _noun_phrase(entry: Object, rng: np.random.Generator, omit_colour: float) -> str:
     words = [entry.shape]
-    # Without a chance to omit it nothing is drawn: the test splits keep the captions that scores refer to.
+    # As with places, the test splits draw nothing here.
     if omit_colour == 0 or rng.random() >= omit_colour:
         words.insert(0, entry.colour)
     # "plain" goes without saying more often than not.

@@ -138,8 +138,8 @@ class CLIP(nn.Module):
         pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
         return TextFeatures(z_t=self._finish(self.text_projection(pooled)), hidden=hidden.astype(jnp.float32))
 
-    def __call__(self, images: Float[Array, "b h w 3"], tokens: Int[Array, "b n"]) -> Float[Array, "b b"]:
-        """Equation (3): logits [image, text] of a batch of pairs."""
+    def __call__(self, images: Float[Array, "b h w 3"], tokens: Int[Array, "c n"]) -> Float[Array, "b c"]:
+        """Equation (3): logits [image, text]; in training, of a batch of pairs."""
         z_i, z_t = unit(self.encode_image(images)), unit(self.encode_text(tokens).z_t)
         return jnp.exp(jnp.minimum(self.logit_scale, MAX_LOGIT_SCALE)) * z_i @ z_t.T
 
@@ -154,9 +154,9 @@ def unit(z: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 
 def apply(
-    spec: CLIPSpec, params: Params, images: Float[Array, "b h w 3"], tokens: Int[Array, "b n"]
-) -> Float[Array, "b b"]:
-    """Equation (3): logits [image, text] of a batch of pairs."""
+    spec: CLIPSpec, params: Params, images: Float[Array, "b h w 3"], tokens: Int[Array, "c n"]
+) -> Float[Array, "b c"]:
+    """Equation (3): logits [image, text]; in training, of a batch of pairs."""
     return apply_module(CLIP(spec), params, images, tokens)
 
 

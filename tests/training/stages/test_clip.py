@@ -28,6 +28,27 @@ def test_loss_written_out(result):
         np.testing.assert_array_equal(result[1][name][0], hits == np.arange(BATCH))
 
 
+def test_a_hard_negative_is_one_more_caption_for_its_image(result):
+    _, params, frozen, batch = example("clip")
+    given = np.arange(BATCH) % 3 == 0
+    negative_tokens = jnp.roll(batch["tokens"], 1, axis=0)
+    hard = batch | {"negative_tokens": negative_tokens, "has_negative": jnp.asarray(given)}
+    loss, metrics = compiled_loss("clip")(params, frozen, hard, keys())
+    encode_image, encode_text = encoders()
+    z_i = np.asarray(encode_image(batch["image_16"]), np.float64)
+    z_t, z_n = (np.asarray(encode_text(t).z_t, np.float64) for t in (batch["tokens"], negative_tokens))
+    scale = np.exp(min(float(params["logit_scale"]), np.log(100)))
+    logits, negative = scale * z_i @ z_t.T, scale * np.sum(z_i * z_n, axis=1)
+    of_image = np.diag(logits) - np.log(np.exp(logits).sum(1) + given * np.exp(negative))
+    of_text = np.diag(logits) - np.log(np.exp(logits).sum(0))
+    np.testing.assert_allclose(loss, -(of_image + of_text) / 2, rtol=1e-4)
+    np.testing.assert_allclose(loss[~given], result[0][~given], rtol=1e-5)
+    assert (loss > result[0])[given].all()
+    values, weights = metrics["over_negative"]
+    np.testing.assert_array_equal(values, np.diag(logits) > negative)
+    np.testing.assert_array_equal(weights, given)
+
+
 def test_pairs_that_are_shuffled_have_another_loss(result):
     _, params, frozen, batch = example("clip")
     shuffled = batch | {"tokens": jnp.roll(batch["tokens"], 1, axis=0)}

@@ -2,7 +2,8 @@
 
 (1) L_i = -( log softmax_j(logits[i, j])[i] + log softmax_j(logits[j, i])[i] ) / 2
 
-Negatives are the other pairs of the batch; with `optim.accumulate` > 1, of the microbatch.
+Negatives are the other pairs of the batch; with `optim.accumulate` > 1, of the microbatch. A hard negative of caption i
+(`unclip_jax.data.negatives`) is one more column j in the first softmax of image i.
 """
 
 import dataclasses
@@ -48,6 +49,8 @@ class CLIPConfig:
     """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
     tokenizer: str | None = None
     """Folder of a tokenizer to use; None trains one on the captions."""
+    negatives: tuple[str, ...] = ()
+    """Groups of words, "left right" "red green blue", that change places in a caption to make hard negatives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +67,19 @@ class CLIPStage:
     ) -> tuple[Float[Array, " b"], StageMetrics]:
         del frozen, keys
         images = to_float(batch[f"image_{self.spec.vision.image_size}"])
-        logits = clip.apply(self.spec, params, images, batch["tokens"])
-        of_image = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
+        rows, hard = len(images), "negative_tokens" in batch
+        captions = [batch["tokens"], batch["negative_tokens"]] if hard else [batch["tokens"]]
+        every = clip.apply(self.spec, params, images, jnp.concatenate(captions))
+        logits = candidates = every[:, :rows]
+        ones, own, metrics = jnp.ones(rows), jnp.arange(rows), {}
+        if hard:
+            negative, given = jnp.diagonal(every[:, rows:]), batch["has_negative"]
+            candidates = jnp.column_stack([logits, jnp.where(given, negative, -jnp.inf)])
+            over = (jnp.diagonal(logits) > negative).astype(jnp.float32)
+            metrics["over_negative"] = (over, given.astype(jnp.float32))
+        of_image = jnp.diagonal(jax.nn.log_softmax(candidates, axis=1))
         of_text = jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
-        ones, own = jnp.ones(len(logits)), jnp.arange(len(logits))
-        metrics = {
+        metrics |= {
             "image_to_text": ((logits.argmax(1) == own).astype(jnp.float32), ones),
             "text_to_image": ((logits.argmax(0) == own).astype(jnp.float32), ones),
             "logit_scale": (ones * params["logit_scale"], ones),
@@ -93,7 +104,12 @@ def train_clip(config: CLIPConfig) -> State:
 
     def batches(start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
         return config.data.batches(
-            source, tokenizer, start_step, sizes=(spec.vision.image_size,), context=spec.text.context
+            source,
+            tokenizer,
+            start_step,
+            sizes=(spec.vision.image_size,),
+            context=spec.text.context,
+            negatives=config.negatives,
         )
 
     stage = CLIPStage(spec)

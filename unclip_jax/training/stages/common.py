@@ -75,6 +75,7 @@ class DataConfig:
         sizes: tuple[int, ...],
         crop: int | None = None,
         context: int | None = None,
+        negatives: tuple[str, ...] = (),
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """This host's rows of the global batches from `start_step` on."""
         spec = BatchSpec(
@@ -82,6 +83,7 @@ class DataConfig:
             sizes=tuple(dict.fromkeys(sizes)),
             crop=crop,
             context=context,
+            negatives=negatives,
             flip=self.flip,
             seed=self.seed,
         )
