@@ -32,17 +32,17 @@ def test_example_depends_on_split_and_index_only():
 def test_examples_are_the_same_for_ever():
     # Trained weights and published scores refer to these very scenes.
     scene, caption = shapes.example("train", 7)
-    assert caption == "there is a large square"
+    assert caption == "an image of a striped red square"
     assert scene == Scene(
         objects=(
             Object(
                 shape="square",
                 colour="red",
                 size="large",
-                texture="dotted",
-                x=0.49624,
-                y=0.55456,
-                radius=0.35793,
+                texture="striped",
+                x=0.55456,
+                y=0.57174,
+                radius=0.32496,
             ),
         ),
         background="black",
@@ -85,12 +85,13 @@ def test_scenes_lie_in_the_image_apart_and_in_relation():
         for entry in scene.objects:
             assert entry.radius < min(entry.x, entry.y) and entry.radius < 1 - max(entry.x, entry.y)
             across = 2 * 32 * entry.radius
+            centred = scene.relation is None and max(abs(entry.x - 0.5), abs(entry.y - 0.5)) <= 0.0801
             low, high = {
-                ("small", False): (13, 15.5),
-                ("large", False): (20, 23.5),
-                ("small", True): (11, 12.2),
-                ("large", True): (13.8, 15),
-            }[entry.size, scene.relation is not None]
+                ("small", True): (13, 15.5),
+                ("large", True): (20, 23.5),
+                ("small", False): (11, 12.2),
+                ("large", False): (13.8, 15),
+            }[entry.size, centred]
             assert low <= across <= high
         if scene.relation is not None:
             first, second = scene.objects
@@ -136,11 +137,29 @@ def test_colours_are_omitted_in_training_only():
         assert low <= np.mean(omitted) <= high, split
 
 
+PLACE = "at the top|at the bottom|on the left|on the right"
+
+
 def test_places_are_said_in_training_only():
     for split, low, high in (("train", 0.46, 0.54), ("test_seen", 0, 0), ("test_unseen", 0, 0)):
-        captions = [caption for scene, caption in _examples(split, 2000) if scene.relation]
-        places = [bool(re.search("at the top|at the bottom|on the left|on the right", caption)) for caption in captions]
-        assert low <= np.mean(places) <= high, split
+        for two in (True, False):
+            captions = [caption for scene, caption in _examples(split, 2000) if bool(scene.relation) == two]
+            assert low <= np.mean([bool(re.search(PLACE, caption)) for caption in captions]) <= high, split
+
+
+def test_an_object_alone_is_where_its_caption_says():
+    towards = {"at the top": (0, -1), "at the bottom": (0, 1), "on the left": (-1, 0), "on the right": (1, 0)}
+    places = Counter()
+    for scene, caption in _examples("train", 1500):
+        if scene.relation is None:
+            offset = np.array([scene.objects[0].x, scene.objects[0].y]) - 0.5
+            said = re.findall(PLACE, caption)
+            places.update(said)
+            if said:
+                assert offset @ towards[said[0]] == np.abs(offset).max() > 0.089
+            else:
+                assert np.abs(offset).max() < 0.091
+    assert min(places[place] for place in towards) > 40
 
 
 @pytest.mark.parametrize("relation", shapes.RELATIONS)
@@ -168,7 +187,7 @@ def test_captions_read_as_english():
     alone = [skeleton for skeleton in skeletons if not re.search("|".join(shapes.RELATIONS), skeleton)]
     above = [skeleton for skeleton in skeletons if "above" in skeleton]
     places = [skeleton for skeleton in alone if re.search(" top| bottom| left| right", skeleton)]
-    assert len(alone) - len(places) == 5 and len(above) == 5 and len(places) == 3 * 4
+    assert len(alone) - len(places) == 5 and len(above) == 5 and len(places) == (3 + 5) * 4
 
 
 def test_captions_of_one_scene_include_the_plainest_form():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,3 +135,12 @@ def test_muon_leaves_the_rest_to_adam():
     np.testing.assert_array_equal(muon["words"]["embedding"], adam["words"]["embedding"])
     np.testing.assert_array_equal(muon["norm"]["scale"], adam["norm"]["scale"])
     assert not np.allclose(muon["dense"]["kernel"], adam["dense"]["kernel"], rtol=0.1)
+
+
+def test_muon_scales_what_adam_moves():
+    params = {"norm": {"scale": jnp.ones(4)}, "dense": {"kernel": jnp.ones((2, 4))}}
+    grads = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+    whole = direction(MUON, params, grads)
+    part = direction(dataclasses.replace(MUON, adam_rate=0.25), params, grads)
+    np.testing.assert_allclose(part["norm"]["scale"], 0.25 * whole["norm"]["scale"], rtol=1e-6)
+    np.testing.assert_array_equal(part["dense"]["kernel"], whole["dense"]["kernel"])

@@ -71,6 +71,7 @@ _UNSEEN = tuple(pair for pair in _PAIRS if pair in HELD_OUT)
 _TWO_OBJECTS_PROBABILITY = 0.6
 _COLOUR_OMITTED_PROBABILITY = 1 / 3
 _PLACES_PROBABILITY = 1 / 2
+_OFF_CENTRE_PROBABILITY = 1 / 2
 _RADII_ALONE = {"small": (0.21, 0.235), "large": (0.32, 0.36)}
 _RADII_OF_TWO = {"small": (0.172, 0.190), "large": (0.217, 0.230)}
 _MARGIN, _GAP = 0.015, 0.035
@@ -138,17 +139,27 @@ def example(split: Split, index: int) -> tuple[Scene, str]:
     Captions of the test splits always name colours and relations.
     """
     rng = np.random.default_rng(np.random.SeedSequence((SPLITS.index(split), index)))
-    scene = sample_scene(rng, unseen=split == "test_unseen")
     if split != "train":
+        scene = sample_scene(rng, unseen=split == "test_unseen")
         return scene, caption(scene, rng)
+    scene = sample_scene(rng, off_centre=_OFF_CENTRE_PROBABILITY)
     return scene, caption(scene, rng, omit_colour=_COLOUR_OMITTED_PROBABILITY, say_places=_PLACES_PROBABILITY)
 
 
-def sample_scene(rng: np.random.Generator, *, unseen: bool = False) -> Scene:
-    """A random scene. unseen=False: no object is in HELD_OUT; True: one is, or both are."""
+def sample_scene(rng: np.random.Generator, *, unseen: bool = False, off_centre: float = 0.0) -> Scene:
+    """A random scene.
+
+    Args:
+        unseen: False: no object is in HELD_OUT; True: one is, or both are.
+        off_centre: the probability that an object alone stands where one of two would, and nothing beside it.
+    """
     background = _choice(rng, tuple(BACKGROUNDS))
     first = _choice(rng, _UNSEEN if unseen else _SEEN)
     if rng.random() >= _TWO_OBJECTS_PROBABILITY:
+        # Without a chance of it nothing is drawn: the test splits keep the scenes that scores refer to.
+        if off_centre and rng.random() < off_centre:
+            one, _ = _place_two(rng, (first, first), _choice(rng, RELATIONS))
+            return Scene(objects=(one,), background=background, relation=None)
         size = _choice(rng, SIZES)
         x, y = 0.5 + rng.uniform(-_JITTER_ALONE, _JITTER_ALONE, 2)
         alone = _make_object(rng, first, size, x, y, rng.uniform(*_RADII_ALONE[size]))
@@ -177,6 +188,7 @@ def caption(
         templates = ("{0} and {1}", "a picture of {0} and {1}", "there is {0} and {1}")
         return _choice(rng, templates).format(*located) + background
     if scene.relation is None:
+        nouns = [f"{nouns[0]}{_place(scene.objects[0])}"]
         templates = ("{0}", "a picture of {0}", "there is {0}", "an image of {0}", "a drawing of {0}")
     else:
         templates = (
@@ -260,6 +272,16 @@ def _place_two(
         _make_object(rng, pair, size, *((a, b) if horizontal else (b, a)), radius)
         for pair, size, a, b, radius in zip(pairs, sizes, along, across, radii, strict=True)
     )
+
+
+def _place(entry: Object) -> str:
+    """Where an object alone is, with a space before it; nothing if that is the middle, give or take the jitter."""
+    right, down = entry.x - 0.5, entry.y - 0.5
+    if max(abs(right), abs(down)) < _JITTER_ALONE + 0.01:
+        return ""
+    if abs(right) > abs(down):
+        return " on the left" if right < 0 else " on the right"
+    return " at the top" if down < 0 else " at the bottom"
 
 
 def _noun_phrase(entry: Object, rng: np.random.Generator, omit_colour: float) -> str:

@@ -20,6 +20,8 @@ class OptimConfig:
     """What moves the kernels; Adam moves the rest either way. Muon bears rates several times AdamW's."""
     learning_rate: float = 1.2e-4
     """The rate after the warm-up."""
+    adam_rate: float = 1.0
+    """With Muon, the rate of norms, biases and embeddings as a multiple of learning_rate."""
     warmup_steps: int = 1000
     """Steps over which the rate rises linearly from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -45,6 +47,11 @@ class OptimConfig:
 
     def __post_init__(self):
         _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
+        _require(self.adam_rate > 0, f"adam_rate is {self.adam_rate}; it must be above 0")
+        _require(
+            self.optimizer == "muon" or self.adam_rate == 1,
+            f"adam_rate is {self.adam_rate}; with adamw there is one rate for all, set learning_rate",
+        )
         _require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
         for name in ("beta1", "beta2", "ema_decay"):
             value = getattr(self, name)

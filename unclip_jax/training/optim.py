@@ -12,8 +12,8 @@ momentum, by
     direction(g) = 0.2 sqrt(max(fan_in, fan_out)) U V^T                                       (5)
 
 whose root mean square is 0.2 whatever the shape, about Adam's, so that one learning rate serves both (Liu et al.,
-2025, arXiv 2502.16982, section 2.2). Five Newton-Schulz iterations stand in for U V^T, with singular values that lie
-around 1.
+2025, arXiv 2502.16982, section 2.2); `adam_rate` scales what Adam moves. Five Newton-Schulz iterations stand in for
+U V^T, with singular values that lie around 1.
 """
 
 import math
@@ -75,7 +75,7 @@ def make_transform(optim: OptimConfig) -> optax.GradientTransformation:
             optax.stateless(_scale_by_shape),
         )
         direction = optax.partition(
-            {"muon": muon, "adam": direction},
+            {"muon": muon, "adam": optax.chain(direction, optax.scale(optim.adam_rate))},
             lambda params: jax.tree.map(lambda is_kernel: "muon" if is_kernel else "adam", kernel_mask(params)),
         )
     return optax.chain(direction, optax.add_decayed_weights(optim.weight_decay, mask=kernel_mask))
