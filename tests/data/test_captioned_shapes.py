@@ -58,7 +58,7 @@ def test_builds_once(data_dir, monkeypatch):
 
 def test_sizes_have_folders_of_their_own(data_dir):
     path = captioned_shapes.prepare(data_dir, **SIZES).data_path
-    assert path.parts[-3:] == ("captioned_shapes", "32-12-3", "1.2.0")
+    assert path.parts[-3:] == ("captioned_shapes", "32-12-3", "2.0.0")
     assert captioned_shapes.ShapesConfig.of(128, 60_000, 1_024).name == "128"
     assert captioned_shapes.ShapesConfig.of(64, 60_000, 1_024).name == "64"
 

@@ -3,9 +3,12 @@
 COMMAND   make train-demo                     (all five stages, then the bundle)
 DATA      60,000 captioned shapes at 128 px; six colour-shape pairs are never in it
 
-A third of the objects in training captions go without their colour, so that CLIP has to look at shapes. A linear
-probe of z_i reads the shape of every single object; it read 69 % when every colour was named, patches were 8 x 8,
-batches half as large and the run shorter. What each of these is worth was not measured.
+What has to be learnt is who is where, and a bag of words does not say it: "a red circle above a blue square" has the
+words of three other pictures. So training starts from something easier. Objects alone stand off the middle, half of the
+time, and their captions say where; half of the captions of two say where each is; and CLIP sees every caption beside a
+hard negative with its own words exchanged. Without the objects off the middle 400 steps of hard negatives left it at 51 %
+on "top" against "bottom" and on "above" against "below"; with them it told the place of an object alone in 98 % after
+300. A third of the objects in training captions go without their colour, so that CLIP has to look at shapes.
 
 The decoder works at 32 px and folds 2 x 2 pixels into channels, so that its first level costs what a 16 px image
 does. Shapes of 10 px and more outlive much noise: under the cosine schedule x_t gives the layout away but for the last
@@ -43,10 +46,18 @@ def clip() -> CLIPConfig:
         ),
         data=DataConfig(batch_size=256),
         optim=OptimConfig(
-            learning_rate=1.5e-3, warmup_steps=200, schedule="cosine", beta2=0.98, weight_decay=0.05, ema_decay=0.995
+            optimizer="muon",
+            learning_rate=3e-3,
+            adam_rate=0.5,
+            warmup_steps=100,
+            schedule="cosine",
+            beta1=0.95,
+            beta2=0.98,
+            weight_decay=0.05,
+            ema_decay=0.995,
         ),
         negatives=(" ".join(shapes.COLOURS), " ".join(shapes.SHAPES), "left right", "above below", "top bottom"),
-        run=RunConfig(workdir="runs/shapes/clip", steps=1800, sample_every=1000, save_every=300, log_every=25),
+        run=RunConfig(workdir="runs/shapes/clip", steps=1500, sample_every=500, save_every=250, log_every=25),
     )
 
 

@@ -48,7 +48,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
     """One or two coloured shapes on a background, drawn procedurally, with an English caption."""
 
-    VERSION = tfds.core.Version("1.2.0")
+    VERSION = tfds.core.Version("2.0.0")
     # TFDS derives this with importlib_resources, which it does not require, to find checksums of downloads.
     code_path = None
     BUILDER_CONFIGS = [ShapesConfig.of(128, ShapesConfig.num_train, ShapesConfig.num_test)]
