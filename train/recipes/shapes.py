@@ -4,17 +4,17 @@ COMMAND   make train-demo                     (all five stages, then the bundle)
 DATA      60,000 captioned shapes at 128 px; six colour-shape pairs are never in it
 
 What has to be learnt is who is where, and a bag of words does not say it: "a red circle above a blue square" has the
-words of three other pictures. So training starts from something easier. Objects alone stand off the middle, half of the
+words of other pictures too. So training starts from something easier. Objects alone stand off the middle, half of the
 time, and their captions say where; half of the captions of two say where each is; and CLIP sees every caption beside a
-hard negative with its own words exchanged. Without the objects off the middle 400 steps of hard negatives left it at 51 %
-on "top" against "bottom" and on "above" against "below"; with them it told the place of an object alone in 98 % after
-300. A third of the objects in training captions go without their colour, so that CLIP has to look at shapes.
+hard negative with its own words exchanged. Without the objects off the middle 400 steps of hard negatives left it at
+51 % on "top" against "bottom" and on "above" against "below"; with them it told the place of an object alone in 98 %
+after 300. A third of the objects in training captions go without their colour, so that CLIP has to look at shapes.
 
 The decoder works at 32 px and folds 2 x 2 pixels into channels, so that its first level costs what a 16 px image
 does. Shapes of 10 px and more outlive much noise: under the cosine schedule x_t gives the layout away but for the last
 tenth of the steps, so the linear one is used, which has more of them there. The loss is plain, since min-SNR weights
-those steps hardly at all. This CLIP knows what there is but not what is above what, as CLIPs do, so the caption must
-be read: z_i is dropped for 50 % of the examples and the caption for 10 %, where the paper has 10 % and 50 %.
+those steps hardly at all. z_i is dropped for 50 % of the examples and the caption for 10 %, where the paper has 10 %
+and 50 %, for the caption must be read. Muon took 300 steps of batch 32 to a loss of 0.15, AdamW to 0.33.
 """
 
 import dataclasses
