@@ -8,7 +8,10 @@ words of other pictures too. So training starts from something easier. Objects a
 time, and their captions say where; half of the captions of two say where each is; and CLIP sees every caption beside a
 hard negative with its own words exchanged. Without the objects off the middle 400 steps of hard negatives left it at
 51 % on "top" against "bottom" and on "above" against "below"; with them it told the place of an object alone in 98 %
-after 300. A third of the objects in training captions go without their colour, so that CLIP has to look at shapes.
+after 300. Trained by this recipe it prefers a test caption of two objects to the same with the relation turned round in
+95 % (unseen pairs: 92 %), with the shapes exchanged in 99 % (90 %), with the colours in 95 % (82 %); the recipe before,
+without any of this, in 48, 64 and 57 % of seen pairs. A third of the objects in training captions go without their
+colour, so that CLIP has to look at shapes.
 
 The decoder works at 32 px and folds 2 x 2 pixels into channels, so that its first level costs what a 16 px image
 does. Shapes of 10 px and more outlive much noise: under the cosine schedule x_t gives the layout away but for the last
