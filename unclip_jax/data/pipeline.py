@@ -130,7 +130,7 @@ def _example(
         if spec.negatives:
             negative = hard_negative(record.caption, spec.negatives, rng)
             example["negative_tokens"] = tokenizer.encode([negative or record.caption], spec.context).tokens[0]
-            example["has_negative"] = np.bool_(negative is not None)
+            example["has_negative"] = np.array(negative is not None)
     return example
 
 
