@@ -13,6 +13,9 @@ from unclip_jax.config import to_json
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
 from unclip_jax.training.checkpoint import Checkpoints, Meta
+from unclip_jax.training.config import OptimConfig, RunConfig
+from unclip_jax.training.stages.clip import CLIPConfig
+from unclip_jax.training.stages.common import DataConfig
 from unclip_jax.training.state import State
 
 
@@ -69,9 +72,9 @@ def test_pack_refuses_runs_that_do_not_belong_together(runs):
 
 def test_pack_takes_the_moving_average_of_a_real_checkpoint(whole, tmp_path):
     clip = whole.parts["clip"]
-    meta = Meta(
-        kind="clip", config={"model": to_json(clip.spec)}, extra={"tokenizer": to_json(whole.tokenizer)}
-    )
+    run = RunConfig(workdir=str(tmp_path / "run"), steps=7)
+    config = CLIPConfig(model=clip.spec, data=DataConfig(batch_size=1), optim=OptimConfig(), run=run)
+    meta = Meta(kind="clip", config=config, extra={"tokenizer": to_json(whole.tokenizer)})
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.asarray, clip.params)
     state = State(step=zero, params=jax.tree.map(jnp.zeros_like, ema), ema=ema, opt_state={}, skipped=zero)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import resource
 
@@ -13,17 +14,35 @@ from unclip_jax.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.parallel.rules import REPLICATE
 from unclip_jax.training.checkpoint import FOLDER, Checkpoints, Meta, load_params
-from unclip_jax.training.config import OptimConfig
+from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.state import abstract_state, init
+
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    workers: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    model: Toy = Toy()
+    multiples: tuple[int, ...] = (1, 2)
+    run: RunConfig = RunConfig(workdir="here", steps=5)
+    data: Reading = Reading()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewerConfig(Config):
+    """What a later version may have made of it."""
+
+    warmth: float = 0.5
+
 
 OPTIM = OptimConfig()
 META = Meta(
     kind="toy",
-    config={
-        "model": {"hidden": 16, "multiples": (1, 2)},
-        "run": {"steps": 5, "seed": 0},
-        "data": {"workers": 2},
-    },
+    config=Config(),
     extra={"tokenizer": {"a": 1}},
     may_change=("data.workers",),
 )
@@ -120,16 +139,11 @@ def test_any_mesh_and_parameters_alone(checkpoints, tmp_path):
     ("changes", "message"),
     [
         ({"kind": "prior"}, "holds a toy run, not a prior"),
-        (
-            {"config": {**META.config, "model": {"hidden": 32, "multiples": (1, 2)}}},
-            "^model.hidden is 32, .* with 16;",
-        ),
-        (
-            {"config": {**META.config, "model": {"hidden": 16, "multiples": (1, 2, 3)}}},
-            r"^model.multiples is \[1, 2, 3\]",
-        ),
-        ({"config": {**META.config, "run": {"steps": 5, "seed": 1}}}, "^run.seed is 1"),
-        ({"config": {**META.config, "extra": True}}, "^extra is True"),
+        ({"config": Config(model=Toy(hidden=32))}, "^model.hidden is 32, .* with 16;"),
+        ({"config": Config(multiples=(1, 2, 3))}, r"^multiples is \[1, 2, 3\]"),
+        ({"config": Config(run=RunConfig(workdir="here", steps=5, seed=1))}, "^run.seed is 1"),
+        ({"config": NewerConfig(warmth=0.75)}, "^warmth is 0.75, .* with 0.5;"),
+        ({"config": Reading()}, "version with other settings .*unknown field.*choose another workdir"),
     ],
 )
 def test_another_config_is_refused(checkpoints, tmp_path, changes, message):
@@ -140,8 +154,13 @@ def test_another_config_is_refused(checkpoints, tmp_path, changes, message):
 
 def test_what_may_change(checkpoints, tmp_path):
     save(checkpoints, 1)
-    config = {**META.config, "run": {"steps": 9, "seed": 0, "save_every": 7}, "data": {"workers": 8}}
-    assert reopened(tmp_path, config=config) is not None
+    run = RunConfig(workdir="there", steps=9, save_every=7)
+    assert reopened(tmp_path, config=Config(run=run, data=Reading(workers=8))) is not None
+
+
+def test_settings_newer_than_the_run_have_their_defaults(checkpoints, tmp_path):
+    save(checkpoints, 1)
+    assert reopened(tmp_path, config=NewerConfig()) is not None
 
 
 def test_damaged_newest_falls_back(checkpoints, tmp_path):

@@ -97,7 +97,8 @@ def test_finished_run_is_left_alone(straight):
 
 def test_another_model_is_refused(straight):
     settings = config(straight[2], 20)
-    settings["meta"].config["model"]["hidden"] = 99
+    other = dataclasses.replace(settings["meta"].config, model=Toy(hidden=99))
+    settings["meta"] = dataclasses.replace(settings["meta"], config=other)
     with pytest.raises(UserError, match="^model.hidden is 99, .* was started with 16"):
         train(Toy(hidden=99), FROZEN, batches, **settings)
 

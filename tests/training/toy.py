@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.config import to_json
 from unclip_jax.errors import run_cli
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
@@ -56,6 +55,15 @@ class Toy:
         return error, {"noisy_loss": (error, noisy), "never": (error, jnp.zeros_like(error))}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """A toy run."""
+
+    model: Toy = Toy()
+    optim: OptimConfig
+    run: RunConfig
+
+
 FROZEN = {"scale": np.float32(0.5)}
 
 
@@ -75,7 +83,7 @@ def config(workdir, steps, optim=None, **run):
     """(optim, run, meta) of a toy run that logs every third step; by Muon, whose state has Adam's in it."""
     optim = optim or OptimConfig(optimizer="muon", learning_rate=3e-2, warmup_steps=3, weight_decay=0.1, ema_decay=0.9)
     run = RunConfig(**{"workdir": str(workdir), "steps": steps, "log_every": 3, "tensorboard": False} | run)
-    meta = Meta(kind="toy", config=to_json({"model": Toy(), "optim": optim, "run": run}), extra={"note": "hello"})
+    meta = Meta(kind="toy", config=ToyConfig(optim=optim, run=run), extra={"note": "hello"})
     return {"optim": optim, "run": run, "meta": meta}
 
 

@@ -114,18 +114,19 @@ def decoder() -> DecoderConfig:
         process=ProcessSpec(schedule="linear", prediction="v", variance="learned_range"),
         data=DataConfig(batch_size=32),
         clip="runs/shapes/clip",
-        drop_image=0.5,
-        drop_caption=0.1,
+        drop_image=0.2,
+        drop_caption=0.3,
         optim=OptimConfig(
             optimizer="muon",
             learning_rate=5e-3,
-            warmup_steps=300,
+            adam_rate=0.3,
+            warmup_steps=200,
             schedule="cosine",
             beta1=0.95,
             beta2=0.99,
             ema_decay=0.998,
         ),
-        run=RunConfig(workdir="runs/shapes/decoder", steps=8000, sample_every=1000, save_every=500, log_every=50),
+        run=RunConfig(workdir="runs/shapes/decoder", steps=6000, sample_every=1000, save_every=500, log_every=50),
         sampling={"steps": 32, "guidance_scale": 2.0},
     )
 

@@ -28,6 +28,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from unclip_jax.config import from_json, to_json
 from unclip_jax.errors import UserError
 from unclip_jax.training.state import State
 
@@ -44,14 +45,14 @@ _MAY_CHANGE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Meta:
-    """What a checkpoint says about itself, JSON throughout."""
+    """What a checkpoint says about itself."""
 
     kind: str
     """The stage: "clip", "prior", "decoder" or "upsampler"."""
-    config: dict[str, Any]
-    """The whole resolved config of the run (`unclip_jax.config.to_json`), enough to rebuild the model."""
+    config: Any
+    """The whole resolved config of the run, a dataclass, enough to rebuild the model."""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What else belongs to the weights, such as the tokenizer."""
+    """What else belongs to the weights, such as the tokenizer, in JSON."""
     may_change: tuple[str, ...] = ()
     """Further config paths (shell patterns, "data.num_workers") that a resumed run may change."""
     must_match: tuple[str, ...] = ()
@@ -95,7 +96,7 @@ class Checkpoints:
         Raises UserError if this save or the one before, which it waits for, could not be written.
         """
         meta = {
-            "step": step, "kind": self._meta.kind, "config": self._meta.config, "extra": self._meta.extra,
+            "step": step, "kind": self._meta.kind, "config": to_json(self._meta.config), "extra": self._meta.extra,
             "progress": progress, "versions": versions(),
         }  # fmt: skip
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
@@ -151,7 +152,14 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder} holds a {meta['kind']} run, not a {self._meta.kind}; choose another workdir"
             )
-        saved, now = _flatten(meta["config"]), _flatten(self._meta.config)
+        try:
+            # A field that is newer than the run has its default.
+            started_with = to_json(from_json(type(self._meta.config), meta["config"]))
+        except UserError as error:
+            raise UserError(
+                f"the run in {self._folder} is of a version with other settings ({error}); choose another workdir"
+            ) from error
+        saved, now = _flatten(started_with), _flatten(to_json(self._meta.config))
         for name in sorted(saved.keys() | now.keys()):
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in _MAY_CHANGE + self._meta.may_change):
                 continue
@@ -261,8 +269,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(config, dict):
-        # JSON has no tuples: compare what would come back.
-        return {prefix: list(config) if isinstance(config, tuple) else config}
+        return {prefix: config}
     flat = {}
     for name, value in config.items():
         flat |= _flatten(value, f"{prefix}.{name}" if prefix else name)

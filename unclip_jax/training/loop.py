@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from unclip_jax.config import to_json
 from unclip_jax.errors import UserError
 from unclip_jax.files import replacing
 from unclip_jax.images import save_png
@@ -79,7 +80,7 @@ def train(
         first = jax.process_index() == 0
         if first:
             with replacing(workdir / "config.json") as draft:
-                draft.write_text(json.dumps({"kind": meta.kind, **meta.config}, indent=2) + "\n", encoding="utf-8")
+                draft.write_text(json.dumps({"kind": meta.kind, **to_json(meta.config)}, indent=2) + "\n", encoding="utf-8")
         frozen = jax.device_put(frozen, replicated(mesh))
         step_fn = make_step(stage, optim, total_steps=run.steps, seed=run.seed)
         compiled = compile_step(step_fn, mesh, state_shardings(abstract))

@@ -115,7 +115,7 @@ def train_clip(config: CLIPConfig) -> State:
     stage = CLIPStage(spec)
     meta = Meta(
         kind="clip",
-        config=to_json(config),
+        config=config,
         extra={"tokenizer": to_json(tokenizer)},
         may_change=(*READING, "start_from"),
         must_match=("tokenizer",),

@@ -130,7 +130,7 @@ def train_decoder(config: DecoderConfig) -> State:
     )
     meta = Meta(
         kind="decoder",
-        config=to_json(config),
+        config=config,
         extra={
             "tokenizer": to_json(frozen_clip.tokenizer),
             "clip_identity": frozen_clip.identity,

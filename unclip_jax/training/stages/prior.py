@@ -158,7 +158,7 @@ def train_prior(config: PriorConfig) -> State:
     stats = measure_stats(frozen_clip, batches, config.normalise)
     meta = Meta(
         kind="prior",
-        config=to_json(config),
+        config=config,
         extra={
             "tokenizer": to_json(frozen_clip.tokenizer),
             "clip_identity": frozen_clip.identity,

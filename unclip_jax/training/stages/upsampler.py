@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from unclip_jax.config import to_json
 from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import Process, ProcessSpec
 from unclip_jax.diffusion.losses import Weighting, loss
@@ -112,7 +111,7 @@ def train_upsampler(config: UpsamplerConfig) -> State:
     stage = UpsamplerStage(config.model, config.process.build(), config.low_res, config.weighting)
     meta = Meta(
         kind="upsampler",
-        config=to_json(config),
+        config=config,
         extra={"low_res_size": size // config.low_res.scale, "sampling": config.sampling},
         may_change=(*READING, "start_from", "sampling.*"),
     )
