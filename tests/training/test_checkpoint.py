@@ -18,7 +18,6 @@ from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.state import abstract_state, init
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
     workers: int = 2

@@ -75,8 +75,7 @@ _OFF_CENTRE_PROBABILITY = 1 / 2
 _RADII_ALONE = {"small": (0.21, 0.225), "large": (0.33, 0.35)}
 _RADII_OF_TWO = {"small": (0.175, 0.185), "large": (0.217, 0.227)}
 _MARGIN, _GAP = 0.015, (0.035, 0.055)
-# Small, less than 3 pixels of 128: where an object may be anywhere, much of what a decoder can learn of a noisy image
-# is the place, and what a caption says of the shape is lost in it.
+# Small, less than 3 pixels of 128, so that what a decoder has to guess of a noisy image is the shape, not the place.
 _JITTER = 0.02
 
 

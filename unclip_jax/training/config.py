@@ -17,7 +17,7 @@ class OptimConfig:
     """AdamW or Muon with warm-up, gradient clipping and an exponential moving average of the parameters."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """What moves the kernels; Adam moves the rest either way. Muon bears rates several times AdamW's."""
+    """What moves the kernels; Adam moves the rest either way."""
     learning_rate: float = 1.2e-4
     """The rate after the warm-up."""
     adam_rate: float = 1.0

@@ -80,7 +80,8 @@ def train(
         first = jax.process_index() == 0
         if first:
             with replacing(workdir / "config.json") as draft:
-                draft.write_text(json.dumps({"kind": meta.kind, **to_json(meta.config)}, indent=2) + "\n", encoding="utf-8")
+                config = {"kind": meta.kind, **to_json(meta.config)}
+                draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         frozen = jax.device_put(frozen, replicated(mesh))
         step_fn = make_step(stage, optim, total_steps=run.steps, seed=run.seed)
         compiled = compile_step(step_fn, mesh, state_shardings(abstract))
