@@ -4,6 +4,7 @@ import warnings
 
 from unclip_jax.bundle import find, load
 from unclip_jax.bundle.store import verify_files
+from unclip_jax.eval.shapes import GROUPS, cases, evaluate
 from unclip_jax.text_to_image import text_to_image
 
 
@@ -13,11 +14,13 @@ def test_whole_and_small():
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 40e6
 
 
-def test_draws_the_colours_of_the_prompt():
+def test_draws_what_captions_say():
+    """As `python -m unclip_jax.eval.shapes`, on few captions and at 32 px, with room for other roundings."""
+    groups = {name: cases(*GROUPS[name], 16) for name in ("one object, unseen pair", "two objects, seen pairs")}
+    captions = [case.caption for group in groups.values() for case in group]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images = text_to_image(load("demo"), ["a large red square on a white background"] * 2, seed=0, stop_at=32)
-    centre = images[:, 12:20, 12:20].reshape(-1, 3).mean(0)
-    border = images[:, :2].reshape(-1, 3).mean(0)
-    assert centre[0] > centre[1] + 80 and centre[0] > centre[2] + 80
-    assert border.min() > 200
+        images = text_to_image(load("demo"), captions, seed=0, stop_at=32)
+    one, one_shuffled, two, two_shuffled = evaluate(images, groups).values()
+    assert one["colour"] >= 0.8 and one["shape"] >= 0.75 and one_shuffled["all"] <= 0.3
+    assert two["all"] >= 0.4 and two_shuffled["all"] <= 0.2

@@ -89,7 +89,7 @@ def prior() -> PriorConfig:
             ema_decay=0.995,
         ),
         run=RunConfig(workdir="runs/shapes/prior", steps=1500, sample_every=500, save_every=250, log_every=50),
-        sampling={"steps": 16, "guidance_scale": 2.0, "num_candidates": 2},
+        sampling={"steps": 16, "guidance_scale": 1.5, "num_candidates": 8},
     )
 
 
@@ -127,7 +127,7 @@ def decoder() -> DecoderConfig:
             ema_decay=0.998,
         ),
         run=RunConfig(workdir="runs/shapes/decoder", steps=6000, sample_every=1000, save_every=500, log_every=50),
-        sampling={"steps": 32, "guidance_scale": 2.0},
+        sampling={"steps": 32, "guidance_scale": 1.5},
     )
 
 
