@@ -115,7 +115,7 @@ def main() -> None:
             progress=lambda p: print(f"{p.done} of {p.total}: {p.part} in {p.seconds:.1f} s", file=sys.stderr),
         )
     if options.out is not None:
-        save_png(options.out, grid(images, columns=16), {"prompts": "\n".join(case.caption for case in members)})
+        save_png(options.out, grid(images, columns=8), {"prompts": "\n".join(case.caption for case in members)})
     print(f"{'':42s}" + "".join(f"{name:>10s}" for name in CRITERIA))
     for name, row in evaluate(images, groups).items():
         cells = ["-" if math.isnan(row[c]) else f"{100 * row[c]:.1f} %" for c in CRITERIA]
