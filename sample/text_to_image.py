@@ -17,10 +17,11 @@ import tyro
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.cascade import StageSettings, default_settings
+from unclip_jax.cascade import default_settings
 from unclip_jax.config import to_json
 from unclip_jax.errors import UserError, run_cli
 from unclip_jax.images import grid, save_png
+from unclip_jax.settings import StageSettings
 from unclip_jax.text_to_image import CutWarning, Progress, text_to_image
 
 

@@ -11,6 +11,7 @@ from unclip_jax import bundle as bundles
 from unclip_jax.bundle import __main__ as bundle_command
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
+from unclip_jax.settings import StageSettings
 from unclip_jax.text_to_image import text_to_image
 from unclip_jax.training.stages import prior
 from unclip_jax.training.stages.clip import train_clip
@@ -77,7 +78,7 @@ def test_the_bundle_draws(folder, capsys):
     bundle_command.info(str(folder / "bundle"))
     assert "8 -> 16 px" in capsys.readouterr().out
     bundle = bundles.load(folder / "bundle")
-    assert bundle.sampling["decoder"] == {"steps": 3, "guidance_scale": 2.0}
+    assert bundle.sampling["decoder"] == StageSettings(steps=3, guidance_scale=2.0)
     images = text_to_image(bundle, ["a red circle", "two rings"], seed=0)
     assert images.shape == (2, 16, 16, 3) and (images[0] != images[1]).any()
 

@@ -22,6 +22,7 @@ SYSTEM = (
     "unclip_jax.diffusion",
     "unclip_jax.models",
     "unclip_jax.data",
+    "unclip_jax.settings",
     "unclip_jax.bundle",
 )
 # What a module may import of ours, by prefix; the longest prefix wins. Its own subpackage is always allowed.
@@ -31,6 +32,7 @@ ALLOWED = {
     "unclip_jax.typing": (),
     "unclip_jax.files": (),
     "unclip_jax.config": ("unclip_jax.errors",),
+    "unclip_jax.settings": ("unclip_jax.diffusion", "unclip_jax.errors"),
     "unclip_jax.images": ("unclip_jax.errors", "unclip_jax.files"),
     "unclip_jax.compilation_cache": ("unclip_jax.errors",),
     "unclip_jax.command_line": ("unclip_jax.errors",),
@@ -47,6 +49,7 @@ ALLOWED = {
         "unclip_jax.models",
         "unclip_jax.data",
         "unclip_jax.parallel",
+        "unclip_jax.settings",
         "unclip_jax.bundle",
         "unclip_jax.conditioning",
     ),
@@ -55,6 +58,7 @@ ALLOWED = {
         "unclip_jax.diffusion",
         "unclip_jax.models",
         "unclip_jax.data",
+        "unclip_jax.settings",
         "unclip_jax.training.checkpoint",
         "unclip_jax.command_line",
     ),

@@ -11,9 +11,8 @@ is the same picture whatever the batch size.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,62 +20,21 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.bundle.parts import Bundle, Part
 from unclip_jax.conditioning import decoder_cond, prior_cond
-from unclip_jax.config import from_json, suggest
+from unclip_jax.config import suggest
 from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
-from unclip_jax.diffusion.guidance import Guidance, ModelFn, Threshold
+from unclip_jax.diffusion.guidance import Threshold
 from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
-from unclip_jax.diffusion.samplers import DDIM, DDPM, sample
+from unclip_jax.diffusion.samplers import sample
 from unclip_jax.errors import UserError
 from unclip_jax.models import clip, prior, unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
+from unclip_jax.settings import StageSettings
 from unclip_jax.typing import Params
 
 PRIOR_STREAM, DECODER_STREAM, UPSAMPLER_STREAM = range(3)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StageSettings:
-    """How one stage is sampled."""
-
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """DDIM, or ancestral sampling with the variance of the network's process."""
-    steps: int = 50
-    """Network evaluations."""
-    eta: float = 0.0
-    """DDIM's noise: 0 is deterministic, 1 as noisy as DDPM."""
-    guidance_scale: float = 1.0
-    """Classifier-free guidance; 1 is none."""
-    guidance_rescale: float = 0.0
-    """How far guided predictions are brought back to the deviation of unguided ones, in [0, 1]."""
-    threshold: Literal["none", "static", "dynamic"] = "static"
-    """How predicted images are kept in [-1, 1]; the prior's embeddings never are."""
-    num_candidates: int = 1
-    """Embeddings drawn per image, of which the one nearest to the caption is kept (prior only)."""
-
-    def check(self, name: str, process: ProcessSpec) -> None:
-        """Raises UserError for a value out of range."""
-        if not 1 <= self.steps <= process.num_steps:
-            raise UserError(f"{name}: steps is {self.steps}; choose 1 to {process.num_steps}")
-        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 100):
-            raise UserError(f"{name}: guidance_scale is {self.guidance_scale}; choose 0 to 100, 1 for no guidance")
-        for field in ("eta", "guidance_rescale"):
-            value = getattr(self, field)
-            if not 0 <= value <= 1:
-                raise UserError(f"{name}: {field} is {value}; choose 0 to 1")
-        if not 1 <= self.num_candidates <= 64:
-            raise UserError(f"{name}: num_candidates is {self.num_candidates}; choose 1 to 64")
-
-    def algorithm(self) -> DDIM | DDPM:
-        """The sampler itself."""
-        return DDIM(steps=self.steps, eta=self.eta) if self.sampler == "ddim" else DDPM(steps=self.steps)
-
-    def guide(self, process: ProcessSpec, model_fn: ModelFn) -> ModelFn:
-        """`model_fn` with guidance."""
-        guidance = Guidance(scale=self.guidance_scale, rescale=self.guidance_rescale)
-        return guidance.wrap(process.build(), model_fn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +49,7 @@ def default_settings(bundle: Bundle) -> dict[str, StageSettings]:
     """The bundle's own settings, by part, in the order in which a cascade runs."""
     order = [name for name in ("prior", "decoder") if name in bundle.parts]
     order += sorted(name for name, part in bundle.parts.items() if part.kind == "upsampler")
-    return {name: from_json(StageSettings, bundle.sampling.get(name, {}), f"sampling.{name}") for name in order}
+    return {name: bundle.sampling.get(name, StageSettings()) for name in order}
 
 
 def stages_until(bundle: Bundle, stop_at: int | None) -> list[str]:

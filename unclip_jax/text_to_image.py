@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.cascade import StageSettings, cascade, stages_until
+from unclip_jax.cascade import cascade, stages_until
 from unclip_jax.errors import UserError
 from unclip_jax.images import to_uint8
 from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.settings import StageSettings
 
 
 class Progress(NamedTuple):

@@ -14,6 +14,7 @@ from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
 from unclip_jax.models.unet import UNetSpec
+from unclip_jax.settings import StageSettings
 
 LEARNED = ProcessSpec(variance="learned_range")
 CLIP_NAME = "c" * 64
@@ -52,7 +53,7 @@ def whole(tokenizer) -> Bundle:
         license="Apache-2.0",
         description="a test",
         parts={name: weights(part, seed) for seed, (name, part) in enumerate(parts.items())},
-        sampling={"prior": {"sampler": "ddim", "num_steps": 4}},
+        sampling={"prior": StageSettings(sampler="ddpm", steps=4)},
         tokenizer=tokenizer,
         stats=EmbeddingStats(mean=jnp.arange(6.0) / 7, std=jnp.full(6, 1 / 17.2)),
     )

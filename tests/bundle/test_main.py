@@ -15,7 +15,7 @@ def test_info_prints_what_it_is(saved, capsys):
     out = capsys.readouterr().out
     assert "tiny: a test" in out and "Apache-2.0" in out and bundles.load(saved).hash in out
     assert "6 wide, unit length, CLIP cccccccccccc" in out
-    assert "16 -> 32 px" in out and "sampled with sampler ddim, num_steps 4" in out
+    assert "16 -> 32 px" in out and "sampled with sampler ddpm, steps 4" in out
     assert out.splitlines()[-1].startswith("checks")
 
 

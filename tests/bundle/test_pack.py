@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from unclip_jax.bundle import __main__, pack
 from unclip_jax.config import to_json
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
+from unclip_jax.settings import StageSettings
 from unclip_jax.training.checkpoint import Checkpoints, Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.clip import CLIPConfig
@@ -25,7 +27,7 @@ def runs(whole, monkeypatch):
     found = {}
     for name, part in whole.parts.items():
         config = {"model": to_json(part.spec)} | ({"process": to_json(part.process)} if part.process else {})
-        extra = {"clip_identity": bundles.identity(whole.parts["clip"].params), "sampling": {"num_steps": 3}}
+        extra = {"clip_identity": bundles.identity(whole.parts["clip"].params), "sampling": {"steps": 3}}
         if part.kind == "clip":
             extra = {"tokenizer": to_json(whole.tokenizer)}
         if part.kind == "prior":
@@ -53,10 +55,39 @@ def test_pack_assembles_runs(whole, runs, tmp_path, capsys):
     assert packed.name == "packed" and packed.license == "Apache-2.0"
     assert packed.tokenizer == whole.tokenizer
     assert_trees_equal(packed.stats, whole.stats)
-    assert packed.sampling == {"prior": {"num_steps": 3}, "decoder": {"num_steps": 3}}
+    assert packed.sampling == {"prior": StageSettings(steps=3), "decoder": StageSettings(steps=3)}
     for name, part in packed.parts.items():
         assert part.spec == whole.parts[name].spec and part.process == whole.parts[name].process
         assert_trees_equal(part.params, whole.parts[name].params)
+
+
+def test_pack_takes_sampling_settings_from_the_command_line(runs, tmp_path, capsys):
+    assignments = ("prior.steps=25", "prior.sampler=ddpm", "prior.guidance_scale=4")
+    __main__.pack(__main__.Pack(out=tmp_path / "packed", clip=Path("clip"), prior=Path("prior"), sampling=assignments))
+    assert bundles.load(tmp_path / "packed").sampling == {
+        "prior": StageSettings(sampler="ddpm", steps=25, guidance_scale=4.0)
+    }
+    capsys.readouterr()
+    __main__.info(str(tmp_path / "packed"))
+    assert "sampled with sampler ddpm, steps 25, guidance_scale 4.0\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("assignment", "line"),
+    [
+        ("steps=3", "cannot read --sampling steps=3; write it as decoder.guidance_scale=2"),
+        ("prior.steps", "cannot read --sampling prior.steps"),
+        ("clip.steps=3", "--sampling clip.steps=3: no clip is sampled"),
+        ("prior.stepz=3", "--sampling prior.stepz: unknown field; did you mean 'steps'?"),
+        ("prior.steps=many", "--sampling prior.steps: expected a value of type int, got 'many'"),
+        ("prior.steps=2000", "sampling of prior: steps is 2000; choose 1 to 1000"),
+    ],
+)
+def test_pack_refuses_sampling_settings(runs, tmp_path, assignment, line):
+    command = __main__.Pack(out=tmp_path / "packed", prior=Path("prior"), clip=Path("clip"), sampling=(assignment,))
+    with pytest.raises(UserError, match=re.escape(line)):
+        __main__.pack(command)
+    assert not (tmp_path / "packed").exists()
 
 
 def test_pack_refuses_runs_that_do_not_belong_together(runs):

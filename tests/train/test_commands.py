@@ -10,6 +10,8 @@ from PIL import Image
 
 from train import cli
 from train.recipes import RECIPES, tiny
+from unclip_jax.config import to_json
+from unclip_jax.settings import StageSettings
 from unclip_jax.training.checkpoint import load_params
 from unclip_jax.training.stages.clip import train_clip
 from unclip_jax.training.stages.prior import train_prior
@@ -58,6 +60,7 @@ def assert_one_line(result, line):
         (["tiny", "--optim.learning-rate", "fast"], "--optim.learning-rate: could not convert string to float: 'fast'"),
         (["tiny", "--process.prediction", "y"], "invalid choice 'y' for argument '--process.prediction'"),
         (["tiny", "--optim.learning-rate", "-1"], "learning_rate is -1.0; it must be above 0"),
+        (["tiny", "--sampling.steps", "2000"], "sampling: steps is 2000; choose 1 to 100"),
         (["tiny", "--data.batch-size"], "missing value for argument '--data.batch-size'"),
     ],
 )  # fmt: skip
@@ -71,7 +74,7 @@ def test_options_reach_the_config(command):
     assert command("decoder", seen.append, *words, "--run.no-tensorboard")[0] == 0
     (config,) = seen
     assert config.optim.learning_rate == 0.5 and config.run.mesh.data == 2 and not config.run.tensorboard
-    assert config.sampling == {"steps": 7, "guidance_scale": 2.0}
+    assert config.sampling == StageSettings(steps=7, guidance_scale=2.0)
     assert config.model == tiny.decoder().model
 
 
@@ -128,7 +131,7 @@ def test_a_folder_of_photographs_trains_an_upsampler(command, tmp_path):
     losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 2 and np.isfinite(losses).all()
     params, meta = load_params(workdir)
-    assert meta["step"] == 2 and meta["extra"] == {"low_res_size": 8, "sampling": {"steps": 27}}
+    assert meta["step"] == 2 and meta["extra"] == {"low_res_size": 8, "sampling": to_json(StageSettings(steps=27))}
     assert params["conv_in"]["kernel"].shape == (3, 3, 2 * 2 * 6, 8)
 
 

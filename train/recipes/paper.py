@@ -9,6 +9,7 @@ from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.models.clip import vit_h16
 from unclip_jax.models.prior import paper_prior
 from unclip_jax.models.unet import paper_decoder, paper_upsampler_256, paper_upsampler_1024
+from unclip_jax.settings import StageSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.clip import CLIPConfig
 from unclip_jax.training.stages.common import DataConfig
@@ -42,7 +43,7 @@ def prior() -> PriorConfig:
             learning_rate=1.1e-4, warmup_steps=10_000, beta2=0.96, eps=1e-6, weight_decay=6e-2, ema_decay=0.9999
         ),
         run=_run("prior", 600_000),
-        sampling={"steps": 64, "guidance_scale": 4.0, "num_candidates": 2},
+        sampling=StageSettings(steps=64, guidance_scale=4.0, num_candidates=2),
     )
 
 
@@ -54,7 +55,7 @@ def decoder() -> DecoderConfig:
         data=DataConfig(batch_size=2048),
         optim=OptimConfig(learning_rate=1.2e-4, warmup_steps=10_000, ema_decay=0.9999),
         run=_run("decoder", 800_000),
-        sampling={"steps": 250, "guidance_scale": 3.0},
+        sampling=StageSettings(steps=250, guidance_scale=3.0),
     )
 
 
@@ -67,7 +68,7 @@ def upsampler_256() -> UpsamplerConfig:
         data=DataConfig(batch_size=1024),
         optim=OptimConfig(learning_rate=1.2e-4, warmup_steps=10_000, ema_decay=0.9999),
         run=_run("upsampler_256", 1_000_000),
-        sampling={"steps": 27},
+        sampling=StageSettings(steps=27),
     )
 
 
@@ -80,5 +81,5 @@ def upsampler_1024() -> UpsamplerConfig:
         data=DataConfig(batch_size=512),
         optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000, ema_decay=0.9999),
         run=_run("upsampler_1024", 1_000_000),
-        sampling={"steps": 15},
+        sampling=StageSettings(steps=15),
     )

@@ -6,6 +6,7 @@ COMMAND   python -m train.upsampler photos --data.source PHOTOS --run.steps 500
 from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.models.unet import UNetSpec
+from unclip_jax.settings import StageSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.common import DataConfig
 from unclip_jax.training.stages.upsampler import UpsamplerConfig
@@ -29,5 +30,5 @@ def upsampler() -> UpsamplerConfig:
         data=DataConfig(source="photos", batch_size=8, flip=True),
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=100, ema_decay=0.998),
         run=RunConfig(workdir="runs/photos/upsampler", steps=2000, sample_every=500, save_every=500, log_every=20),
-        sampling={"steps": 27},
+        sampling=StageSettings(steps=27),
     )

@@ -26,6 +26,7 @@ from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
+from unclip_jax.settings import StageSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.clip import CLIPConfig
 from unclip_jax.training.stages.common import DataConfig
@@ -82,7 +83,7 @@ def prior() -> PriorConfig:
         clip="runs/shapes/clip",
         optim=TRANSFORMER,
         run=RunConfig(workdir="runs/shapes/prior", steps=1500, sample_every=500, save_every=250, log_every=50),
-        sampling={"steps": 16, "guidance_scale": 1.5, "num_candidates": 8},
+        sampling=StageSettings(steps=16, guidance_scale=1.5, num_candidates=8),
     )
 
 
@@ -111,7 +112,7 @@ def decoder() -> DecoderConfig:
         drop_caption=0.3,
         optim=dataclasses.replace(U_NET, learning_rate=5e-3, warmup_steps=200, ema_decay=0.998),
         run=RunConfig(workdir="runs/shapes/decoder", steps=6000, sample_every=1000, save_every=500, log_every=50),
-        sampling={"steps": 32, "guidance_scale": 1.5},
+        sampling=StageSettings(steps=32, guidance_scale=1.5),
     )
 
 
@@ -132,7 +133,7 @@ def _upsampler(image_size: int, low_res: LowRes, channel_mult: tuple[int, ...], 
         data=DataConfig(batch_size=32),
         optim=U_NET,
         run=RunConfig(workdir=workdir, steps=1200, sample_every=600, save_every=300, log_every=50),
-        sampling={"steps": 12},
+        sampling=StageSettings(steps=12),
     )
 
 

@@ -8,6 +8,7 @@ from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
+from unclip_jax.settings import StageSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.clip import CLIPConfig
 from unclip_jax.training.stages.common import DataConfig
@@ -41,7 +42,7 @@ def prior() -> PriorConfig:
         clip="runs/tiny/clip",
         optim=OPTIM,
         run=_run("prior"),
-        sampling={"steps": 3},
+        sampling=StageSettings(steps=3),
     )
 
 
@@ -58,7 +59,7 @@ def decoder() -> DecoderConfig:
         clip="runs/tiny/clip",
         optim=OPTIM,
         run=_run("decoder"),
-        sampling={"steps": 3, "guidance_scale": 2.0},
+        sampling=StageSettings(steps=3, guidance_scale=2.0),
     )
 
 
@@ -72,5 +73,5 @@ def upsampler() -> UpsamplerConfig:
         data=DATA,
         optim=OPTIM,
         run=_run("upsampler"),
-        sampling={"steps": 3},
+        sampling=StageSettings(steps=3),
     )

@@ -3,8 +3,10 @@ python -m unclip_jax.bundle pack OUT ...       makes one from the checkpoints of
 """
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -14,9 +16,11 @@ from unclip_jax.bundle.check import check_fit
 from unclip_jax.bundle.pack import assemble
 from unclip_jax.bundle.parts import Bundle, Part, flatten
 from unclip_jax.bundle.store import StoredDtype, find, load, save, verify_files
-from unclip_jax.errors import run_cli
+from unclip_jax.config import from_json, suggest, to_json
+from unclip_jax.errors import UserError, run_cli
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import PriorSpec
+from unclip_jax.settings import StageSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,8 @@ class Pack:
     """Licence of the weights."""
     description: str = ""
     """What it was trained on and is good for."""
+    sampling: tuple[str, ...] = ()
+    """Sampling settings that replace those of the runs, as in decoder.guidance_scale=2 prior.steps=25."""
     overwrite: bool = False
     """Replace a bundle that is already there."""
 
@@ -79,7 +85,7 @@ def info(name_or_folder: str) -> None:
         size = (folder / f"{name}.safetensors").stat().st_size
         print(f"{name:<12} {count:>13,} parameters {size / 1e6:>9.1f} MB   {_describe(part)}")
         if name in bundle.sampling:
-            settings = ", ".join(f"{key} {value}" for key, value in bundle.sampling[name].items())
+            settings = ", ".join(f"{key} {value}" for key, value in _told(bundle.sampling[name]).items())
             print(f"{'':<12} sampled with {settings}")
     print("checks       every file as written, every tensor as the specs say, parts fit each other")
 
@@ -95,9 +101,33 @@ def pack(command: Pack) -> None:
         license=command.license,
         description=command.description,
     )
+    bundle = dataclasses.replace(bundle, sampling=_changed(bundle.sampling, command.sampling))
     check_fit(bundle)
     bundle_hash = save(bundle, command.out, dtype=command.dtype, overwrite=command.overwrite)
     print(f"wrote {command.out} ({', '.join(bundle.parts)}), hash {bundle_hash}")
+
+
+def _changed(sampling: dict[str, StageSettings], assignments: Sequence[str]) -> dict[str, StageSettings]:
+    """`sampling` with assignments of the form part.field=value on top."""
+    settings = {name: to_json(how) for name, how in sampling.items()}
+    for assignment in assignments:
+        target, equals, text = assignment.partition("=")
+        part, dot, field = target.partition(".")
+        if not (equals and dot):
+            raise UserError(f"cannot read --sampling {assignment}; write it as decoder.guidance_scale=2")
+        if part not in settings:
+            raise UserError(f"--sampling {assignment}: no {part} is sampled; {suggest(part, list(settings))}")
+        try:
+            settings[part][field] = json.loads(text)
+        except ValueError:
+            settings[part][field] = text
+    return {name: from_json(StageSettings, how, f"--sampling {name}") for name, how in settings.items()}
+
+
+def _told(settings: StageSettings) -> dict[str, Any]:
+    """What is worth telling of how a part is sampled: its steps, and whatever is not the default."""
+    default = to_json(StageSettings())
+    return {key: value for key, value in to_json(settings).items() if key == "steps" or value != default[key]}
 
 
 def _embedding_space(bundle: Bundle) -> str:

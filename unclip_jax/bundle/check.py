@@ -24,6 +24,7 @@ def check_fit(bundle: Bundle) -> None:
     _check_tokenizer(bundle)
     _check_processes(bundle)
     _check_sizes(bundle)
+    _check_sampling(bundle)
 
 
 def check_tensors(where: str, found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> None:
@@ -140,6 +141,14 @@ def _check_sizes(bundle: Bundle) -> None:
                 f"{name} goes from {part.low_res_size} to {part.spec.image_size} px; use a whole factor"
             )
         previous_name, size = name, part.spec.image_size
+
+
+def _check_sampling(bundle: Bundle) -> None:
+    for name, settings in bundle.sampling.items():
+        process = bundle.part(name).process
+        if process is None:
+            raise UserError(f"there are sampling settings for {name}, which is not sampled; take them out")
+        settings.check(f"sampling of {name}", process)
 
 
 def _spec(bundle: Bundle, name: str) -> Any:

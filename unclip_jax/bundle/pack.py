@@ -7,7 +7,7 @@ spec and the diffusion, and `extra` holds what else belongs to them,
     clip_identity   `identity` of the CLIP it was trained with     prior and decoder
     stats           {"mean": [...], "std": [...]} of z_i           prior
     low_res_size    side in pixels                                 upsampler
-    sampling        defaults of its sampler, a dict                any, optional
+    sampling        `StageSettings` as JSON                        all but CLIP
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.errors import UserError
 from unclip_jax.models.prior import EmbeddingStats
+from unclip_jax.settings import StageSettings
 from unclip_jax.training.checkpoint import load_params
 
 
@@ -59,7 +60,7 @@ def assemble(
     for part_name, (kind, path) in runs.items():
         parts[part_name], extra = _read_run(kind, path)
         if extra.get("sampling"):
-            sampling[part_name] = extra["sampling"]
+            sampling[part_name] = from_json(StageSettings, extra["sampling"], f"{path}: sampling")
         if "stats" in extra:
             mean, std = (jnp.asarray(extra["stats"][key], jnp.float32) for key in ("mean", "std"))
             stats = EmbeddingStats(mean=mean, std=std)

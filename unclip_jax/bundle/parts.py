@@ -16,6 +16,7 @@ from unclip_jax.models import clip, prior, unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
 from unclip_jax.models.unet import UNetSpec
+from unclip_jax.settings import StageSettings
 from unclip_jax.typing import Params
 
 Kind = Literal["clip", "prior", "decoder", "upsampler"]
@@ -64,7 +65,7 @@ class Bundle:
         license: an SPDX identifier, or a sentence.
         description: what it was trained on and is good for.
         parts: "clip", "prior", "decoder", "upsampler_0", "upsampler_1", ...; any of them may be absent.
-        sampling: defaults of the samplers, by part.
+        sampling: how its parts are sampled where nothing else is asked for; a part may be absent.
         tokenizer: how captions become tokens; None if no part reads captions.
         stats: statistics of z_i, the space that the prior works in; they come and go with the prior.
         hash: sha256 over all files, hexadecimal; "" if it was never on disk.
@@ -74,7 +75,7 @@ class Bundle:
     license: str = ""
     description: str = ""
     parts: dict[str, Part]
-    sampling: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    sampling: dict[str, StageSettings] = dataclasses.field(default_factory=dict)
     tokenizer: Tokenizer | None = None
     stats: EmbeddingStats | None = None
     hash: str = ""

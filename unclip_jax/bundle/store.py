@@ -22,6 +22,7 @@ from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.errors import UserError
 from unclip_jax.files import replacing
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
+from unclip_jax.settings import StageSettings
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent.parent / "assets"
@@ -51,7 +52,7 @@ class BundleConfig:
     license: str
     description: str
     parts: dict[str, PartConfig]
-    sampling: dict[str, dict[str, Any]]
+    sampling: dict[str, StageSettings]
     tokenizer_identity: str | None
     files: dict[str, str]
 

@@ -23,6 +23,7 @@ from unclip_jax.images import grid, to_float, to_uint8
 from unclip_jax.models import clip, unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
+from unclip_jax.settings import StageSettings
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
@@ -57,8 +58,11 @@ class DecoderConfig:
     """Share of examples that train without their caption."""
     weighting: Weighting = "none"
     """How timesteps are weighted in the loss."""
-    sampling: dict[str, int | float] = dataclasses.field(default_factory=dict)
-    """Sampling defaults that a bundle takes over, such as steps and guidance_scale."""
+    sampling: StageSettings = StageSettings()
+    """How a bundle samples this stage where nothing else is asked for."""
+
+    def __post_init__(self) -> None:
+        self.sampling.check("sampling", self.process)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +138,7 @@ def train_decoder(config: DecoderConfig) -> State:
         extra={
             "tokenizer": to_json(frozen_clip.tokenizer),
             "clip_identity": frozen_clip.identity,
-            "sampling": config.sampling,
+            "sampling": to_json(config.sampling),
         },
         may_change=(*READING, "clip", "start_from", "sampling.*"),
         must_match=("clip_identity", "tokenizer"),

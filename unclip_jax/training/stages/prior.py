@@ -27,6 +27,7 @@ from unclip_jax.images import to_float
 from unclip_jax.models import clip, prior
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorCond, PriorSpec
+from unclip_jax.settings import StageSettings
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
@@ -64,8 +65,11 @@ class PriorConfig:
     """Share of examples that train without their caption, for guidance."""
     weighting: Weighting = "none"
     """How timesteps are weighted in the loss."""
-    sampling: dict[str, int | float] = dataclasses.field(default_factory=dict)
-    """Sampling defaults that a bundle takes over, such as steps and guidance_scale."""
+    sampling: StageSettings = StageSettings()
+    """How a bundle samples this stage where nothing else is asked for."""
+
+    def __post_init__(self) -> None:
+        self.sampling.check("sampling", self.process)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +167,7 @@ def train_prior(config: PriorConfig) -> State:
             "tokenizer": to_json(frozen_clip.tokenizer),
             "clip_identity": frozen_clip.identity,
             "stats": {"mean": np.asarray(stats.mean).tolist(), "std": np.asarray(stats.std).tolist()},
-            "sampling": config.sampling,
+            "sampling": to_json(config.sampling),
         },
         may_change=(*READING, "clip", "start_from", "sampling.*"),
         must_match=("clip_identity", "tokenizer"),

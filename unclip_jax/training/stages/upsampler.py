@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
+from unclip_jax.config import to_json
 from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import Process, ProcessSpec
 from unclip_jax.diffusion.losses import Weighting, loss
@@ -22,6 +23,7 @@ from unclip_jax.errors import UserError
 from unclip_jax.images import grid, to_float, to_uint8
 from unclip_jax.models import unet
 from unclip_jax.models.unet import UNetCond, UNetSpec
+from unclip_jax.settings import StageSettings
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
@@ -54,8 +56,11 @@ class UpsamplerConfig:
     """Side of the training crops over the side of the image."""
     weighting: Weighting = "none"
     """How timesteps are weighted in the loss."""
-    sampling: dict[str, int | float] = dataclasses.field(default_factory=dict)
-    """Sampling defaults that a bundle takes over, such as steps."""
+    sampling: StageSettings = StageSettings()
+    """How a bundle samples this stage where nothing else is asked for."""
+
+    def __post_init__(self) -> None:
+        self.sampling.check("sampling", self.process)
 
     @property
     def crop(self) -> int:
@@ -112,7 +117,7 @@ def train_upsampler(config: UpsamplerConfig) -> State:
     meta = Meta(
         kind="upsampler",
         config=config,
-        extra={"low_res_size": size // config.low_res.scale, "sampling": config.sampling},
+        extra={"low_res_size": size // config.low_res.scale, "sampling": to_json(config.sampling)},
         may_change=(*READING, "start_from", "sampling.*"),
     )
     preview = sample_preview(stage, functools.partial(batches, crop=None))
