@@ -86,10 +86,10 @@ def training(options: Options, name: str) -> dict[str, float]:
         return rng.integers(0, 256, (size, side, side, 3), np.uint8)
 
     captions = {
-        "tokens": rng.integers(0, clip_spec.text.vocab_size, (size, clip_spec.text.context), np.int32),
-        "mask": np.ones((size, clip_spec.text.context), bool),
+        "tokens": rng.integers(0, clip_spec.text_tower.vocab_size, (size, clip_spec.text_tower.context), np.int32),
+        "mask": np.ones((size, clip_spec.text_tower.context), bool),
     }
-    view = {f"image_{clip_spec.vision.image_size}": pixels(clip_spec.vision.image_size)}
+    view = {f"image_{clip_spec.image_tower.image_size}": pixels(clip_spec.image_tower.image_size)}
     frozen: dict[str, Any] = {}
     if name == "clip":
         stage, batch = CLIPStage(config.model), view | captions
@@ -130,7 +130,7 @@ def sampling(options: Options, name: str) -> dict[str, float]:
     part, b = bundle.part(name), options.images
     if name == "clip":
         spec: Any = part.spec
-        images = jnp.zeros((b, spec.vision.image_size, spec.vision.image_size, 3))
+        images = jnp.zeros((b, spec.image_tower.image_size, spec.image_tower.image_size, 3))
         encode = jax.jit(lambda params, images: clip.encode_image(spec, params, images))
         call = lambda: encode(part.params, images)  # noqa: E731
     else:
@@ -138,7 +138,7 @@ def sampling(options: Options, name: str) -> dict[str, float]:
         noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(b * (how.num_candidates if name == "prior" else 1)))
         if name in ("prior", "decoder"):
             clip_spec: Any = bundle.part("clip").spec
-            tokens = jnp.zeros((b, clip_spec.text.context), jnp.int32)
+            tokens = jnp.zeros((b, clip_spec.text_tower.context), jnp.int32)
             mask = jnp.ones(tokens.shape, bool)
         if name == "prior":
             call = lambda: draw_embedding(bundle, tokens, mask, noise, how)  # noqa: E731

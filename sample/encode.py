@@ -69,10 +69,10 @@ def main() -> None:
         records = [source[min(row, len(source) - 1)] for row in rows]
         real = len(records[: len(source) - first])
         names += [record.name for record in records[:real]]
-        images = np.stack([fit(Image.fromarray(record.image), spec.vision.image_size) for record in records])
+        images = np.stack([fit(Image.fromarray(record.image), spec.image_tower.image_size) for record in records])
         embeddings["z_i"].append(np.asarray(encode_image(part.params, jnp.asarray(to_float(images))))[:real])
         if options.captions and bundle.tokenizer is not None:
-            encoded = bundle.tokenizer.encode([record.caption for record in records], spec.text.context)
+            encoded = bundle.tokenizer.encode([record.caption for record in records], spec.text_tower.context)
             embeddings["z_t"].append(np.asarray(encode_text(part.params, jnp.asarray(encoded.tokens)))[:real])
         print(f"encoded {len(names)} of {len(source)}", file=sys.stderr)
     arrays = {name: np.concatenate(parts) for name, parts in embeddings.items() if parts}

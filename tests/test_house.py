@@ -66,7 +66,7 @@ ALLOWED = {
     "unclip_jax.text_to_image": (*SYSTEM, "unclip_jax.cascade"),
     "unclip_jax.editing": (*SYSTEM, "unclip_jax.cascade"),
     "unclip_jax.eval": ("unclip_jax",),
-    "unclip_jax.convert": SYSTEM,
+    "unclip_jax.convert": (*SYSTEM, "unclip_jax.command_line"),
     "train": ("unclip_jax",),
     "sample": ("unclip_jax",),
     "benchmarks": ("unclip_jax", "train", "sample"),

@@ -23,7 +23,6 @@ from unclip_jax.conditioning import decoder_cond, prior_cond
 from unclip_jax.config import suggest
 from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
-from unclip_jax.diffusion.guidance import Threshold
 from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
 from unclip_jax.diffusion.samplers import sample
 from unclip_jax.errors import UserError
@@ -146,11 +145,11 @@ def upsample(
     return _upsampler_program(_static(part), cast(int, part.low_res_size), how, part.params, images, noise)
 
 
-_Static = tuple[Any, ProcessSpec]
+_Static = tuple[Any, ProcessSpec, tuple[int, ...]]
 
 
 def _static(part: Part) -> _Static:
-    return part.spec, cast(ProcessSpec, part.process)
+    return part.spec, cast(ProcessSpec, part.process), part.experts
 
 
 def _program(num_static: int) -> Callable[[Callable], Callable]:
@@ -179,13 +178,13 @@ def _prior_program(
     told = prior_cond(spec, clip_spec, clip_params, tokens, mask)
     repeated = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), told)
     z = sample(
-        process.build(),
+        how.build(process),
         how.guide(process, model_fn),
         repeated,
         how.algorithm(),
         noise,
         shape=(b * count, spec.embed_dim),
-        threshold=Threshold(kind="none"),
+        threshold=how.clip(None),
     )
     z_i = stats.denormalise(z)
     if clip_spec.embedding == "unit":
@@ -224,17 +223,27 @@ def _upsampler_program(
 def _draw_pixels(
     static: _Static, how: StageSettings, params: Params, cond: UNetCond, noise: NoiseSource, count: int
 ) -> Array:
-    spec, process = cast(UNetSpec, static[0]), static[1]
+    spec, process, experts = cast(UNetSpec, static[0]), static[1], static[2]
 
     def model_fn(x_t: Array, t: Array, cond: Any) -> Array:
-        return unet.apply(spec, params, x_t, t, cond)
+        return _expert(spec, experts, params, x_t, t, cond)
 
     return sample(
-        process.build(),
+        how.build(process),
         how.guide(process, model_fn),
         cond,
         how.algorithm(),
         noise,
         shape=(count, spec.image_size, spec.image_size, 3),
-        threshold=Threshold(kind=how.threshold),
+        threshold=how.clip(1.0),
     )
+
+
+def _expert(
+    spec: UNetSpec, experts: tuple[int, ...], params: Params, x_t: Array, t: Array, cond: UNetCond
+) -> Array:
+    """The network of the part's that acts at t, which all rows share; see `Part.experts`."""
+    if not experts:
+        return unet.apply(spec, params, x_t, t, cond)
+    networks = [functools.partial(unet.apply, spec, params[f"expert_{i}"]) for i in range(len(experts) + 1)]
+    return jax.lax.switch(jnp.sum(t[0] >= jnp.asarray(experts)), networks, x_t, t, cond)

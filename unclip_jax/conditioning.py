@@ -2,14 +2,28 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unclip_jax.models import clip
-from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.models.clip import CLIPSpec, EncodedCaption
 from unclip_jax.models.prior import PriorCond, PriorSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
 from unclip_jax.typing import Params
+
+
+def empty_caption(clip_spec: CLIPSpec, clip_params: Params, tokens: Int[Array, "b n"]) -> EncodedCaption:
+    """The encoding of "", once per row of `tokens`, whose first column says what begins a caption.
+
+    A tokenizer pads BOS EOS with a token of its choice. None is needed here: what follows EOS is masked, and a causal
+    tower keeps it from what stands before.
+    """
+    row = jnp.full_like(tokens[:1], clip_spec.text_tower.eos_id).at[:, 0].set(tokens[0, 0])
+    text = clip.encode_text(clip_spec, clip_params, row)
+    mask = jnp.broadcast_to(jnp.arange(row.shape[1]) < 2, row.shape)
+    encoded = EncodedCaption(z_t=text.z_t, hidden=text.hidden, mask=mask)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(tokens), *x.shape[1:])), encoded)
 
 
 def prior_cond(
@@ -23,6 +37,7 @@ def prior_cond(
         drop=jnp.zeros(len(tokens), bool),
         hidden=text.hidden if spec.text is None else None,
         tokens=None if spec.text is None else tokens,
+        empty=empty_caption(clip_spec, clip_params, tokens) if spec.null == "empty_caption" else None,
     )
 
 
@@ -41,5 +56,8 @@ def decoder_cond(
         return dataclasses.replace(cond, tokens=tokens, mask=mask, drop_text=no_drop)
     if spec.text_width is not None:
         text = clip.encode_text(clip_spec, clip_params, tokens)
-        return dataclasses.replace(cond, hidden=text.hidden, z_t=text.z_t, mask=mask, drop_text=no_drop)
+        empty = empty_caption(clip_spec, clip_params, tokens) if spec.null == "empty_caption" else None
+        return dataclasses.replace(
+            cond, hidden=text.hidden, z_t=text.z_t, mask=mask, drop_text=no_drop, empty=empty
+        )
     return cond

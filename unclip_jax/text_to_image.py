@@ -72,7 +72,7 @@ def text_to_image(
     num_stages = len(stages_until(bundle, stop_at))
     if bundle.tokenizer is None:
         raise UserError(f"bundle {bundle.name} has no tokenizer; use one that reads captions")
-    encoded = bundle.tokenizer.encode(captions, cast(CLIPSpec, bundle.part("clip").spec).text.context)
+    encoded = bundle.tokenizer.encode(captions, cast(CLIPSpec, bundle.part("clip").spec).text_tower.context)
     for caption, cut in dict(zip(captions, encoded.cut, strict=True)).items():
         if cut is not None:
             warnings.warn(f"the prompt {caption!r} is too long; this was cut: {cut!r}", CutWarning, stacklevel=2)

@@ -11,6 +11,7 @@ from tests.bundle.helpers import edit, edit_tensors, weights
 from tests.helpers import assert_trees_equal
 from unclip_jax import bundle as bundles
 from unclip_jax.bundle import Bundle, store
+from unclip_jax.bundle.safetensors_file import write_safetensors
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
 
@@ -175,14 +176,14 @@ def test_a_full_disk_leaves_nothing_behind(whole, copy, monkeypatch):
     before = bundles.load(copy).hash
     written = []
 
-    def full_after_two(path: Path, data: bytes) -> None:
+    def full_after_two(path: Path, tensors: dict) -> None:
         if len(written) == 2:
+            path.write_bytes(b"half")
             raise OSError(28, "No space left on device", str(path))
         written.append(path)
-        with path.open("wb") as file:
-            file.write(data)
+        write_safetensors(path, tensors)
 
-    monkeypatch.setattr(Path, "write_bytes", full_after_two)
+    monkeypatch.setattr(store, "write_safetensors", full_after_two)
     with pytest.raises(OSError, match="No space left"):
         bundles.save(whole, copy, overwrite=True)
     assert len(written) == 2

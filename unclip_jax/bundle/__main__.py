@@ -144,7 +144,8 @@ def _embedding_space(bundle: Bundle) -> str:
 def _describe(part: Part) -> str:
     spec, process = part.spec, part.process
     if isinstance(spec, CLIPSpec):
-        return f"images {spec.vision.image_size} px, captions {spec.text.context} tokens"
+        towers = [f"images {spec.vision.image_size} px"] if spec.vision is not None else []
+        return ", ".join(towers + ([f"captions {spec.text.context} tokens"] if spec.text is not None else []))
     diffusion = (
         f"{process.num_steps} {process.schedule} steps, predicts {process.prediction}" if process else ""
     )

@@ -87,10 +87,10 @@ def _check_widths(bundle: Bundle) -> None:
     _all_equal(embed_dims)
     if isinstance(clip, CLIPSpec):
         if isinstance(prior, PriorSpec) and prior.text is None:
-            _all_equal({"clip's text.width": clip.text.width, "prior's text_width": prior.text_width})
-            _all_equal({"clip's text.context": clip.text.context, "prior's context": prior.context})
+            _all_equal({"clip's text.width": clip.text_tower.width, "prior's text_width": prior.text_width})
+            _all_equal({"clip's text.context": clip.text_tower.context, "prior's context": prior.context})
         if isinstance(decoder, UNetSpec) and decoder.text_width is not None:
-            _all_equal({"clip's text.width": clip.text.width, "decoder's text_width": decoder.text_width})
+            _all_equal({"clip's text.width": clip.text_tower.width, "decoder's text_width": decoder.text_width})
 
 
 def _check_tokenizer(bundle: Bundle) -> None:

@@ -5,7 +5,6 @@ import hashlib
 from types import ModuleType
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -42,6 +41,8 @@ class Part:
         params: its weights; {} where only the description was read.
         clip_identity: the CLIP that it was trained with, see `identity`; CLIP's own; None if it saw none.
         low_res_size: side in pixels of the images that an upsampler starts from; None for the others.
+        experts: training steps that divide the work among networks of one spec: `params["expert_0"]` acts below
+            experts[0], expert_1 from there up to experts[1], and so on. () is one network for all steps.
     """
 
     kind: Kind
@@ -50,10 +51,16 @@ class Part:
     params: Params = dataclasses.field(default_factory=dict, repr=False)
     clip_identity: str | None = None
     low_res_size: int | None = None
+    experts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.experts and (self.kind not in ("decoder", "upsampler") or sorted(set(self.experts)) != [*self.experts]):
+            raise UserError(f"{self.kind}: experts is {self.experts}; it must hold ascending steps of a U-Net's part")
 
     def abstract_params(self) -> Params:
-        """Shapes of the weights that `spec` asks for."""
-        return _NETWORKS[self.kind].abstract_params(self.spec)
+        """Shapes of the weights that `spec` and `experts` ask for."""
+        one = _NETWORKS[self.kind].abstract_params(self.spec)
+        return {f"expert_{i}": one for i in range(len(self.experts) + 1)} if self.experts else one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +111,7 @@ def identity(params: Params) -> str:
     """
     digest = hashlib.sha256()
     for name, value in sorted(flatten(params).items()):
-        array = np.asarray(jax.device_get(value), np.float32)
+        array = np.asarray(value, np.float32, order="C")
         digest.update(f"{name} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -8,14 +8,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from unclip_jax.bundle.check import check_fit, check_tensors
 from unclip_jax.bundle.parts import SPECS, Bundle, Kind, Part, flatten, identity, unflatten
+from unclip_jax.bundle.safetensors_file import Stored, write_safetensors
 from unclip_jax.config import from_json, suggest, to_json
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.diffusion.gaussian import ProcessSpec
@@ -41,6 +40,7 @@ class PartConfig:
     process: ProcessSpec | None = None
     clip_identity: str | None = None
     low_res_size: int | None = None
+    experts: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,10 +93,9 @@ def save(
             tensors = _stored(name, part, dtype)
             if part.kind == "prior":
                 stats = cast(EmbeddingStats, bundle.stats)
-                tensors[f"{STATS}mean"] = np.asarray(stats.mean, np.float32)
-                tensors[f"{STATS}std"] = np.asarray(stats.std, np.float32)
-            # Bytes first: safetensors' own writer makes files that only their owner can read.
-            (draft / f"{name}.safetensors").write_bytes(safetensors.numpy.save(tensors, {"format": "np"}))
+                for key, value in (("mean", stats.mean), ("std", stats.std)):
+                    tensors[f"{STATS}{key}"] = Stored(np.dtype(np.float32), value)
+            write_safetensors(draft / f"{name}.safetensors", tensors)
         paths = sorted(path for path in draft.rglob("*") if path.is_file())
         config = BundleConfig(
             format=FORMAT,
@@ -212,6 +211,7 @@ def _part(config: PartConfig, path: str) -> Part:
         process=config.process,
         clip_identity=config.clip_identity,
         low_res_size=config.low_res_size,
+        experts=config.experts,
     )
 
 
@@ -222,6 +222,7 @@ def _part_config(part: Part) -> PartConfig:
         process=part.process,
         clip_identity=part.clip_identity,
         low_res_size=part.low_res_size,
+        experts=part.experts,
     )
 
 
@@ -233,19 +234,11 @@ def _with_identity(bundle: Bundle) -> Bundle:
     return dataclasses.replace(bundle, parts=bundle.parts | {"clip": named})
 
 
-def _stored(name: str, part: Part, dtype: StoredDtype) -> dict[str, np.ndarray]:
+def _stored(name: str, part: Part, dtype: StoredDtype) -> dict[str, Stored]:
     """A part's weights by name, as they go to disk."""
-    source = {key: np.asarray(jax.device_get(value)) for key, value in flatten(part.params).items()}
-    check_tensors(name, {key: value.shape for key, value in source.items()}, _shapes(part))
-    tensors = {}
-    for key, value in source.items():
-        with np.errstate(over="ignore"):
-            tensors[key] = value.astype(jnp.dtype(dtype), order="C")
-        if not np.isfinite(tensors[key]).all():
-            if np.isfinite(value).all():
-                raise UserError(f"{name}: tensor {key} does not fit in {dtype}; store it as bfloat16")
-            raise UserError(f"{name}: tensor {key} is not finite; take an earlier checkpoint")
-    return tensors
+    source = flatten(part.params)
+    check_tensors(name, {key: tuple(value.shape) for key, value in source.items()}, _shapes(part))
+    return {key: Stored(jnp.dtype(dtype), value, f"{name}: tensor {key}") for key, value in source.items()}
 
 
 def _read_stats(path: Path, prior: Part) -> EmbeddingStats:

@@ -111,6 +111,12 @@ class Tokenizer:
         special.setdefault("pad_token", special["eos_token"])
         return Tokenizer(definition=definition, **special)
 
+    @staticmethod
+    def from_definition(definition: str, *, bos_token: str, eos_token: str, pad_token: str) -> "Tokenizer":
+        """From the `tokenizers` library's JSON, in whatever order and with whatever settings of a call it came."""
+        canonical = _canonical(tokenizers.Tokenizer.from_str(definition))
+        return Tokenizer(definition=canonical, bos_token=bos_token, eos_token=eos_token, pad_token=pad_token)
+
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, each whole or not at all.
 

@@ -13,6 +13,8 @@ from unclip_jax.typing import Params
 
 T = TypeVar("T")
 Dtype = Literal["float32", "bfloat16", "float16"]
+Null = Literal["learned", "empty_caption"]
+"""What stands for no caption: learned embeddings (GLIDE, the paper), or the encoding of "" (Karlo, Kandinsky)."""
 
 
 def abstract(init_params: Callable[..., Params], spec: Any) -> Params:
@@ -38,9 +40,9 @@ def check_heads(name: str, width: int, heads: int) -> None:
         raise UserError(f"{name}: width {width} is not divisible by {heads} heads; choose a multiple")
 
 
-def init_module(module: nn.Module, key: Key[Array, ""], *arguments: Any) -> Params:
+def init_module(module: nn.Module, key: Key[Array, ""], *arguments: Any, method: str | None = None) -> Params:
     """Random parameters of a module whose only collection they are."""
-    return cast(Params, module.init(key, *arguments)["params"])
+    return cast(Params, module.init(key, *arguments, method=method)["params"])
 
 
 def apply_module(module: nn.Module, params: Params, *arguments: Any, method: str | None = None) -> Any:

@@ -6,6 +6,8 @@
 
 With `embedding = "unit"` z_i and z_t are divided by their norms, as unCLIP uses them (the factor 17.2 of 2204.06125
 presumes it); with "raw" they leave as they are, as in Karlo and Kandinsky.
+
+Either tower may be absent: Karlo, for one, ships the text tower alone.
 """
 
 import functools
@@ -13,9 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.errors import UserError
 from unclip_jax.models.base import Dtype, abstract, apply_module, check_heads, init_module
@@ -29,13 +32,14 @@ MAX_LOGIT_SCALE = 4.6051702  # log 100, equation (3)
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSpec:
-    """The image tower. `image_size` and `patch_size` in pixels."""
+    """The image tower. `image_size` and `patch_size` in pixels; `mlp_width` is 4 x `width` unless given."""
 
     image_size: int
     patch_size: int
     width: int
     depth: int
     heads: int
+    mlp_width: int | None = None
 
     def __post_init__(self) -> None:
         check_heads("vision", self.width, self.heads)
@@ -45,7 +49,9 @@ class VisionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpec:
-    """A text tower of `context` tokens out of `vocab_size`; `eos_id` marks the end of the caption."""
+    """A text tower of `context` tokens out of `vocab_size`; `eos_id` marks the end of the caption. `mlp_width` is
+    4 x `width` unless given.
+    """
 
     vocab_size: int
     context: int
@@ -53,6 +59,7 @@ class TextSpec:
     depth: int
     heads: int
     eos_id: int
+    mlp_width: int | None = None
 
     def __post_init__(self) -> None:
         check_heads("text", self.width, self.heads)
@@ -60,11 +67,15 @@ class TextSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPSpec:
-    """Both towers. `image_mean` and `image_std` are per RGB channel, of images in [0, 1]."""
+    """The towers. `image_mean` and `image_std` are per RGB channel, of images in [0, 1]. Without `projection` W_i and
+    W_t of equations (1) and (2) are left out; without `contrastive` there is no logit scale, so no equation (3).
+    """
 
     embed_dim: int
-    vision: VisionSpec
-    text: TextSpec
+    vision: VisionSpec | None = None
+    text: TextSpec | None = None
+    projection: bool = True
+    contrastive: bool = True
     activation: Activation = "gelu"
     embedding: Literal["unit", "raw"] = "unit"
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -73,6 +84,29 @@ class CLIPSpec:
     remat: bool = False
     scan: bool = False
     attention: Implementation = "xla"
+
+    def __post_init__(self) -> None:
+        towers = [tower for tower in (self.vision, self.text) if tower is not None]
+        if not towers:
+            raise UserError("clip: there is no tower; set vision, text or both")
+        if self.contrastive and len(towers) < 2:
+            raise UserError("clip: one tower alone has nothing to contrast with; set contrastive to False")
+        if not self.projection and any(tower.width != self.embed_dim for tower in towers):
+            raise UserError(f"clip: embed_dim {self.embed_dim} is not the towers' width; without projection it must be")
+
+    @property
+    def image_tower(self) -> VisionSpec:
+        """`vision`; UserError where there is none."""
+        if self.vision is None:
+            raise UserError("this CLIP has no image tower, it reads captions only; use one that sees images")
+        return self.vision
+
+    @property
+    def text_tower(self) -> TextSpec:
+        """`text`; UserError where there is none."""
+        if self.text is None:
+            raise UserError("this CLIP has no text tower, it sees images only; use one that reads captions")
+        return self.text
 
 
 @struct.dataclass
@@ -83,6 +117,23 @@ class TextFeatures:
     hidden: Float[Array, "b n w"]
 
 
+@struct.dataclass
+class EncodedCaption:
+    """A caption as the networks behind CLIP read it; `mask` is True from the first token to end-of-text."""
+
+    z_t: Float[Array, "b d"]
+    hidden: Float[Array, "b n w"]
+    mask: Bool[Array, "b n"]
+
+    def replaced(self, drop: Bool[Array, " b"], other: "EncodedCaption") -> "EncodedCaption":
+        """`other` in the rows where `drop` is True."""
+
+        def choose(mine: Array, theirs: Array) -> Array:
+            return jnp.where(drop.reshape(-1, *[1] * (mine.ndim - 1)), theirs, mine)
+
+        return jax.tree.map(choose, self, other)
+
+
 class CLIP(nn.Module):
     """Equations (1) to (3); `encode_image` and `encode_text` are the two entries."""
 
@@ -90,7 +141,7 @@ class CLIP(nn.Module):
 
     def setup(self) -> None:
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
-        vision, text = spec.vision, spec.text
+        normal = nn.initializers.normal
         transformer = functools.partial(
             Transformer,
             activation=spec.activation,
@@ -99,28 +150,32 @@ class CLIP(nn.Module):
             scan=spec.scan,
             implementation=spec.attention,
         )
-        normal = nn.initializers.normal
-        num_patches = (vision.image_size // vision.patch_size) ** 2
-        self.patch_embed = nn.Dense(vision.width, use_bias=False, dtype=dtype)
-        self.class_token = self.param("class_token", normal(vision.width**-0.5), (vision.width,))
-        self.vision_positions = self.param(
-            "vision_positions", normal(vision.width**-0.5), (num_patches + 1, vision.width)
-        )
-        self.norm_pre = layer_norm(dtype, "norm_pre")
-        self.vision_blocks = transformer(vision.depth, vision.heads)
-        self.norm_post = layer_norm(dtype, "norm_post")
-        self.image_projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=dtype)
-        self.token_embed = nn.Embed(text.vocab_size, text.width, dtype=dtype, embedding_init=normal(0.02))
-        self.text_positions = self.param("text_positions", normal(0.01), (text.context, text.width))
-        self.text_blocks = transformer(text.depth, text.heads)
-        self.norm_final = layer_norm(dtype, "norm_final")
-        self.text_projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=dtype)
-        self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592600), ())  # log(1 / 0.07)
+        if (vision := spec.vision) is not None:
+            num_patches = (vision.image_size // vision.patch_size) ** 2
+            self.patch_embed = nn.Dense(vision.width, use_bias=False, dtype=dtype)
+            self.class_token = self.param("class_token", normal(vision.width**-0.5), (vision.width,))
+            self.vision_positions = self.param(
+                "vision_positions", normal(vision.width**-0.5), (num_patches + 1, vision.width)
+            )
+            self.norm_pre = layer_norm(dtype, "norm_pre")
+            self.vision_blocks = transformer(vision.depth, vision.heads, vision.mlp_width)
+            self.norm_post = layer_norm(dtype, "norm_post")
+            if spec.projection:
+                self.image_projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=dtype)
+        if (text := spec.text) is not None:
+            self.token_embed = nn.Embed(text.vocab_size, text.width, dtype=dtype, embedding_init=normal(0.02))
+            self.text_positions = self.param("text_positions", normal(0.01), (text.context, text.width))
+            self.text_blocks = transformer(text.depth, text.heads, text.mlp_width)
+            self.norm_final = layer_norm(dtype, "norm_final")
+            if spec.projection:
+                self.text_projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=dtype)
+        if spec.contrastive:
+            self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592600), ())  # log(1 / 0.07)
 
     def encode_image(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
         """Equation (1): z_i, float32, of images in [-1, 1] that already have the tower's size."""
-        b, p = images.shape[0], self.spec.vision.patch_size
-        side = self.spec.vision.image_size // p
+        b, p = images.shape[0], self.spec.image_tower.patch_size
+        side = self.spec.image_tower.image_size // p
         mean, std = jnp.array(self.spec.image_mean), jnp.array(self.spec.image_std)
         x = ((images + 1) / 2 - mean) / std
         x = x.reshape(b, side, p, side, p, 3).swapaxes(2, 3).reshape(b, side * side, p * p * 3)
@@ -128,20 +183,29 @@ class CLIP(nn.Module):
         cls = jnp.broadcast_to(self.class_token.astype(x.dtype), (b, 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=1) + self.vision_positions.astype(x.dtype)
         x = self.vision_blocks(self.norm_pre(x))
-        return self._finish(self.image_projection(self.norm_post(x[:, 0])))
+        pooled = self.norm_post(x[:, 0])
+        return self._finish(self.image_projection(pooled) if self.spec.projection else pooled)
 
     def encode_text(self, tokens: Int[Array, "b n"]) -> TextFeatures:
         """Equation (2): z_t and hidden states. What follows the first end-of-text token has no influence on z_t."""
         x = self.token_embed(tokens) + self.text_positions.astype(self.spec.dtype)
         hidden = self.norm_final(self.text_blocks(x, causal_mask(tokens.shape[1])))
-        end = jnp.argmax(tokens == self.spec.text.eos_id, axis=1)
+        end = jnp.argmax(tokens == self.spec.text_tower.eos_id, axis=1)
         pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
-        return TextFeatures(z_t=self._finish(self.text_projection(pooled)), hidden=hidden.astype(jnp.float32))
+        z_t = self._finish(self.text_projection(pooled) if self.spec.projection else pooled)
+        return TextFeatures(z_t=z_t, hidden=hidden.astype(jnp.float32))
 
     def __call__(self, images: Float[Array, "b h w 3"], tokens: Int[Array, "c n"]) -> Float[Array, "b c"]:
         """Equation (3): logits [image, text]; in training, of a batch of pairs."""
         z_i, z_t = unit(self.encode_image(images)), unit(self.encode_text(tokens).z_t)
         return jnp.exp(jnp.minimum(self.logit_scale, MAX_LOGIT_SCALE)) * z_i @ z_t.T
+
+    def touch(self, images: Array | None, tokens: Array | None) -> None:
+        """Runs the towers that there are, so that their parameters come to be."""
+        if images is not None:
+            self.encode_image(images)
+        if tokens is not None:
+            self.encode_text(tokens)
 
     def _finish(self, z: Array) -> Array:
         z = z.astype(jnp.float32)
@@ -172,9 +236,12 @@ def encode_text(spec: CLIPSpec, params: Params, tokens: Int[Array, "b n"]) -> Te
 
 def init_params(spec: CLIPSpec, key: Key[Array, ""]) -> Params:
     """Random parameters, float32."""
-    size = spec.vision.image_size
-    images, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, spec.text.context), jnp.int32)
-    return init_module(CLIP(spec), key, images, tokens)
+    images = tokens = None
+    if spec.vision is not None:
+        images = jnp.zeros((1, spec.vision.image_size, spec.vision.image_size, 3))
+    if spec.text is not None:
+        tokens = jnp.zeros((1, spec.text.context), jnp.int32)
+    return init_module(CLIP(spec), key, images, tokens, method="touch")
 
 
 def abstract_params(spec: CLIPSpec) -> Params:

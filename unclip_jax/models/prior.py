@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from unclip_jax.models.base import Dtype, abstract, apply_module, check_heads, given, init_module
-from unclip_jax.models.clip import TextSpec
+from unclip_jax.errors import UserError
+from unclip_jax.models.base import Dtype, Null, abstract, apply_module, check_heads, given, init_module
+from unclip_jax.models.clip import EncodedCaption, TextSpec
 from unclip_jax.models.text_encoder import TextEncoder
 from unclip_jax.nn.attention import Implementation
 from unclip_jax.nn.embeddings import TimestepMLP
@@ -30,7 +31,8 @@ from unclip_jax.typing import Params
 @dataclass(frozen=True, kw_only=True)
 class PriorSpec:
     """`text` describes an encoder of token ids that the prior owns; without it the caption comes as CLIP hidden states
-    of `text_width`. `context` is the number of text positions. `z_t_scale` multiplies z_t at the entrance.
+    of `text_width`. `context` is the number of text positions. `z_t_scale` multiplies z_t at the entrance. `null` says
+    what stands for no caption; the encoding of the empty one asks for CLIP hidden states.
     """
 
     embed_dim: int
@@ -41,6 +43,7 @@ class PriorSpec:
     heads: int
     text: TextSpec | None = None
     z_t_scale: float = 1.0
+    null: Null = "learned"
     dtype: Dtype = "float32"
     remat: bool = False
     scan: bool = False
@@ -48,13 +51,15 @@ class PriorSpec:
 
     def __post_init__(self) -> None:
         check_heads("prior", self.width, self.heads)
+        if self.null == "empty_caption" and self.text is not None:
+            raise UserError("prior: null empty_caption needs CLIP hidden states; leave text out")
 
 
 @struct.dataclass
 class PriorCond:
     """What the prior is told. Exactly one of `hidden` (CLIP's) and `tokens` is set; `mask` is True on real tokens.
 
-    Where `drop` is True the caption is replaced by learned null embeddings.
+    Where `drop` is True the caption is replaced: by learned null embeddings, or by `empty` if the spec says so.
     """
 
     z_t: Float[Array, "b d"]
@@ -62,6 +67,7 @@ class PriorCond:
     drop: Bool[Array, " b"]
     hidden: Float[Array, "b n w"] | None = None
     tokens: Int[Array, "b n"] | None = None
+    empty: EncodedCaption | None = None
 
     def null(self) -> "PriorCond":
         """The unconditional condition, for classifier-free guidance."""
@@ -99,7 +105,6 @@ class Prior(nn.Module):
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         normal = nn.initializers.normal
         b = x_t.shape[0]
-        drop = cond.drop[:, None, None]
 
         if spec.text is None:
             hidden = given(cond.hidden, "hidden")
@@ -107,11 +112,17 @@ class Prior(nn.Module):
             hidden = TextEncoder(spec.text, dtype, spec.remat, spec.scan, spec.attention, name="text")(
                 given(cond.tokens, "tokens"), cond.mask
             )
-        text = nn.Dense(spec.width, dtype=dtype, name="text_in")(hidden)
-        null_text = self.param("null_text", normal(0.02), (spec.width,)).astype(dtype)
-        text = jnp.where(drop, null_text, text)
-        z_t = nn.Dense(spec.width, dtype=dtype, name="z_t_in")(cond.z_t * spec.z_t_scale)[:, None]
-        z_t = jnp.where(drop, self.param("null_z_t", normal(0.02), (spec.width,)).astype(dtype), z_t)
+        caption = EncodedCaption(z_t=cond.z_t, hidden=hidden, mask=cond.mask)
+        if spec.null == "empty_caption":
+            caption = caption.replaced(cond.drop, given(cond.empty, "empty"))
+        text = nn.Dense(spec.width, dtype=dtype, name="text_in")(caption.hidden)
+        z_t = nn.Dense(spec.width, dtype=dtype, name="z_t_in")(caption.z_t * spec.z_t_scale)[:, None]
+        mask = caption.mask
+        if spec.null == "learned":
+            drop = cond.drop[:, None, None]
+            text = jnp.where(drop, self.param("null_text", normal(0.02), (spec.width,)).astype(dtype), text)
+            z_t = jnp.where(drop, self.param("null_z_t", normal(0.02), (spec.width,)).astype(dtype), z_t)
+            mask = mask | cond.drop[:, None]
 
         time = TimestepMLP(spec.width, spec.width, dtype, name="time")(t)[:, None]
         noised = nn.Dense(spec.width, dtype=dtype, name="z_i_in")(x_t)[:, None]
@@ -121,7 +132,7 @@ class Prior(nn.Module):
         positions = self.param("positions", normal(0.01), (spec.context + 4, spec.width))
         sequence = sequence + positions.astype(dtype)
 
-        visible = jnp.pad(cond.mask | cond.drop[:, None], ((0, 0), (0, 4)), constant_values=True)
+        visible = jnp.pad(mask, ((0, 0), (0, 4)), constant_values=True)
         mask = causal_mask(spec.context + 4) & visible[:, None, None, :]
         out = Transformer(
             spec.depth,
@@ -145,12 +156,15 @@ def apply(
 
 def init_params(spec: PriorSpec, key: Key[Array, ""]) -> Params:
     """Random parameters, float32."""
+    z_t, mask = jnp.zeros((1, spec.embed_dim)), jnp.ones((1, spec.context), bool)
+    hidden = jnp.zeros((1, spec.context, spec.text_width))
     cond = PriorCond(
-        z_t=jnp.zeros((1, spec.embed_dim)),
-        mask=jnp.ones((1, spec.context), bool),
+        z_t=z_t,
+        mask=mask,
         drop=jnp.zeros(1, bool),
-        hidden=jnp.zeros((1, spec.context, spec.text_width)) if spec.text is None else None,
+        hidden=hidden if spec.text is None else None,
         tokens=jnp.zeros((1, spec.context), jnp.int32) if spec.text is not None else None,
+        empty=EncodedCaption(z_t=z_t, hidden=hidden, mask=mask) if spec.null == "empty_caption" else None,
     )
     return init_module(Prior(spec), key, jnp.zeros((1, spec.embed_dim)), jnp.zeros(1, jnp.int32), cond)
 

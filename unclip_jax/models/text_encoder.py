@@ -27,6 +27,7 @@ class TextEncoder(nn.Module):
         x = Transformer(
             spec.depth,
             spec.heads,
+            spec.mlp_width,
             dtype=self.dtype,
             remat=self.remat,
             scan=self.scan,

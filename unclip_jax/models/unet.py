@@ -22,8 +22,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.errors import UserError
-from unclip_jax.models.base import Dtype, abstract, apply_module, given, init_module
-from unclip_jax.models.clip import TextSpec
+from unclip_jax.models.base import Dtype, Null, abstract, apply_module, given, init_module
+from unclip_jax.models.clip import EncodedCaption, TextSpec
 from unclip_jax.models.text_encoder import TextEncoder
 from unclip_jax.nn.attention import ContextAttention, Implementation
 from unclip_jax.nn.conv import Conv3x3, depth_to_space, space_to_depth
@@ -38,7 +38,8 @@ class UNetSpec:
     """`channels` times `channel_mult` is the width of each level, `depth` its ResBlocks, `attention_at` the feature-map
     sizes (in pixels of a full image) that attend. `embed_dim` is the width of z_i, None for an upsampler. The caption
     comes through `text` (token ids, an encoder of the decoder's own) or as CLIP hidden states of `text_width`, or not
-    at all. `z_i_scale` multiplies z_i at the entrance. `low_res` concatenates a low-resolution image of full size.
+    at all; `null` says what stands for none (the encoding of the empty caption asks for `text_width`). `z_i_scale`
+    multiplies z_i at the entrance. `low_res` concatenates a low-resolution image of full size.
     """
 
     image_size: int
@@ -58,6 +59,7 @@ class UNetSpec:
     context_width: int = 512
     text: TextSpec | None = None
     text_width: int | None = None
+    null: Null = "learned"
     low_res: bool = False
     dtype: Dtype = "float32"
     remat: bool = False
@@ -67,6 +69,8 @@ class UNetSpec:
     def __post_init__(self) -> None:
         if self.text is not None and self.text_width is not None:
             raise UserError("unet: set text (own encoder) or text_width (CLIP hidden states), not both")
+        if self.null == "empty_caption" and self.text_width is None:
+            raise UserError("unet: null empty_caption needs CLIP hidden states; set text_width")
         if self.image_size % self.multiple:
             raise UserError(f"unet: image_size {self.image_size} is not a multiple of {self.multiple}")
         for multiplier in self.channel_mult:
@@ -92,7 +96,8 @@ class UNetSpec:
 class UNetCond:
     """What a decoder (`z_i` and a caption: `tokens`, or `hidden` with `z_t`) or an upsampler (`low_res`) is told.
 
-    `low_res` has the size of x_t. Where `drop_image` or `drop_text` is True, learned null embeddings stand in.
+    `low_res` has the size of x_t. Where `drop_image` or `drop_text` is True, learned null embeddings stand in; for the
+    caption `empty` does if the spec says so.
     """
 
     z_i: Float[Array, "b d"] | None = None
@@ -102,6 +107,7 @@ class UNetCond:
     mask: Bool[Array, "b n"] | None = None
     drop_image: Bool[Array, " b"] | None = None
     drop_text: Bool[Array, " b"] | None = None
+    empty: EncodedCaption | None = None
     low_res: Float[Array, "b h w 3"] | None = None
 
     def null(self) -> "UNetCond":
@@ -135,21 +141,28 @@ class Conditioner(nn.Module):
             tokens.append(image_tokens.reshape(b, spec.image_tokens, spec.context_width))
             masks.append(jnp.ones((b, spec.image_tokens), bool))
         if spec.has_caption:
-            drop, mask = given(cond.drop_text, "drop_text")[:, None], given(cond.mask, "mask")
+            drop, mask = given(cond.drop_text, "drop_text"), given(cond.mask, "mask")
             if spec.text is not None:
                 encoder = TextEncoder(spec.text, dtype, spec.remat, spec.scan, spec.attention, name="text")
                 hidden = encoder(given(cond.tokens, "tokens"), mask)
                 last = mask.sum(1) - 1
                 pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
             else:
-                hidden, pooled = given(cond.hidden, "hidden"), given(cond.z_t, "z_t")
+                caption = EncodedCaption(z_t=given(cond.z_t, "z_t"), hidden=given(cond.hidden, "hidden"), mask=mask)
+                if spec.null == "empty_caption":
+                    caption = caption.replaced(drop, given(cond.empty, "empty"))
+                pooled, hidden, mask = caption.z_t, caption.hidden, caption.mask
             text = layer_norm(dtype, "text_norm")(nn.Dense(spec.context_width, dtype=dtype, name="text_in")(hidden))
-            null_text = self.param("null_text", normal(0.02), (spec.context_width,)).astype(dtype)
-            tokens.append(jnp.where(drop[..., None], null_text, text))
-            masks.append(mask | drop)
-            null_pooled = self.param("null_pooled", normal(0.02), (width,)).astype(dtype)
             pooled = nn.Dense(width, dtype=dtype, name="text_embedding")(pooled)
-            embedding = embedding + jnp.where(drop, null_pooled, pooled)
+            if spec.null == "learned":
+                null_text = self.param("null_text", normal(0.02), (spec.context_width,)).astype(dtype)
+                text = jnp.where(drop[:, None, None], null_text, text)
+                null_pooled = self.param("null_pooled", normal(0.02), (width,)).astype(dtype)
+                pooled = jnp.where(drop[:, None], null_pooled, pooled)
+                mask = mask | drop[:, None]
+            tokens.append(text)
+            masks.append(mask)
+            embedding = embedding + pooled
         if not tokens:
             return embedding, None, None
         return embedding, jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
@@ -248,14 +261,15 @@ def init_params(spec: UNetSpec, key: Key[Array, ""]) -> Params:
     )
     if spec.has_caption:
         context = spec.text.context if spec.text is not None else 1
-        cond = dataclasses.replace(
-            cond,
-            tokens=jnp.zeros((1, context), jnp.int32) if spec.text is not None else None,
-            hidden=None if spec.text_width is None else jnp.zeros((1, context, spec.text_width)),
-            z_t=None if spec.text_width is None else jnp.zeros((1, spec.embed_dim or spec.text_width)),
-            mask=jnp.ones((1, context), bool),
-            drop_text=jnp.zeros(1, bool),
-        )
+        mask = jnp.ones((1, context), bool)
+        cond = dataclasses.replace(cond, mask=mask, drop_text=jnp.zeros(1, bool))
+        if spec.text is not None:
+            cond = dataclasses.replace(cond, tokens=jnp.zeros((1, context), jnp.int32))
+        if spec.text_width is not None:
+            hidden = jnp.zeros((1, context, spec.text_width))
+            z_t = jnp.zeros((1, spec.embed_dim or spec.text_width))
+            empty = EncodedCaption(z_t=z_t, hidden=hidden, mask=mask) if spec.null == "empty_caption" else None
+            cond = dataclasses.replace(cond, hidden=hidden, z_t=z_t, empty=empty)
     return init_module(UNet(spec), key, jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32), cond)
 
 

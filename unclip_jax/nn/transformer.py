@@ -30,10 +30,11 @@ def causal_mask(length: int) -> Bool[Array, "1 1 n n"]:
 
 
 class Block(nn.Module):
-    """Equation (1)."""
+    """Equation (1), the MLP `mlp_width` wide: 4 times the sequence's width for None."""
 
     heads: int
     activation: Activation
+    mlp_width: int | None
     dtype: jnp.dtype
     implementation: Implementation
 
@@ -43,7 +44,7 @@ class Block(nn.Module):
         h = layer_norm(self.dtype, "norm_attention")(x)
         x = x + SelfAttention(self.heads, self.dtype, self.implementation, name="attention")(h, mask)
         h = layer_norm(self.dtype, "norm_mlp")(x)
-        h = activate(nn.Dense(4 * width, dtype=self.dtype, name="fc")(h), self.activation)
+        h = activate(nn.Dense(self.mlp_width or 4 * width, dtype=self.dtype, name="fc")(h), self.activation)
         return x + nn.Dense(width, dtype=self.dtype, name="proj")(h)
 
 
@@ -56,6 +57,7 @@ class Transformer(nn.Module):
 
     depth: int
     heads: int
+    mlp_width: int | None = None
     activation: Activation = "gelu"
     dtype: jnp.dtype = jnp.dtype("float32")
     remat: bool = False
@@ -69,7 +71,7 @@ class Transformer(nn.Module):
         kind = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
 
         def block(name: str) -> Block:
-            return kind(self.heads, self.activation, self.dtype, self.implementation, name=name)
+            return kind(self.heads, self.activation, self.mlp_width, self.dtype, self.implementation, name=name)
 
         if not self.scan:
             for i in range(self.depth):

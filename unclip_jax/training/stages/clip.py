@@ -66,7 +66,7 @@ class CLIPStage:
         self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
     ) -> tuple[Float[Array, " b"], StageMetrics]:
         del frozen, keys
-        images = to_float(batch[f"image_{self.spec.vision.image_size}"])
+        images = to_float(batch[f"image_{self.spec.image_tower.image_size}"])
         rows, hard = len(images), "negative_tokens" in batch
         captions = [batch["tokens"], batch["negative_tokens"]] if hard else [batch["tokens"]]
         every = clip.apply(self.spec, params, images, jnp.concatenate(captions))
@@ -93,11 +93,11 @@ def train_clip(config: CLIPConfig) -> State:
     if config.tokenizer is None:
         count = min(len(source), TOKENIZER_CAPTIONS)
         captions = (source[i].caption for i in np.linspace(0, len(source) - 1, count).astype(int).tolist())
-        tokenizer = Tokenizer.train(captions, config.model.text.vocab_size)
+        tokenizer = Tokenizer.train(captions, config.model.text_tower.vocab_size)
     else:
         tokenizer = Tokenizer.from_file(config.tokenizer)
     text = dataclasses.replace(
-        config.model.text, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
+        config.model.text_tower, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
     )
     spec = dataclasses.replace(config.model, text=text)
     config = dataclasses.replace(config, model=spec)
@@ -107,8 +107,8 @@ def train_clip(config: CLIPConfig) -> State:
             source,
             tokenizer,
             start_step,
-            sizes=(spec.vision.image_size,),
-            context=spec.text.context,
+            sizes=(spec.image_tower.image_size,),
+            context=spec.text_tower.context,
             negatives=config.negatives,
         )
 
@@ -138,7 +138,7 @@ def similarity_preview(stage: CLIPStage, batches: common.Batches) -> Preview:
 
     @jax.jit
     def cosines(params: Params, batch: Batch) -> Array:
-        images = to_float(batch[f"image_{stage.spec.vision.image_size}"])
+        images = to_float(batch[f"image_{stage.spec.image_tower.image_size}"])
         z_i = clip.unit(clip.encode_image(stage.spec, params, images))
         return z_i @ clip.unit(clip.encode_text(stage.spec, params, batch["tokens"]).z_t).T
 

@@ -143,7 +143,7 @@ class FrozenCLIP:
 
     def text_spec(self, own: TextSpec) -> TextSpec:
         """A stage's own caption encoder, made to read this CLIP's tokens."""
-        text = self.spec.text
+        text = self.spec.text_tower
         return dataclasses.replace(own, vocab_size=text.vocab_size, eos_id=text.eos_id, context=text.context)
 
 

@@ -81,7 +81,7 @@ class DecoderStage:
 
     def encode(self, frozen: PyTree, batch: Batch) -> UNetCond:
         """What the decoder is told about the images of a batch, nothing dropped."""
-        images = to_float(batch[f"image_{self.clip_spec.vision.image_size}"])
+        images = to_float(batch[f"image_{self.clip_spec.image_tower.image_size}"])
         z_i = clip.encode_image(self.clip_spec, frozen["clip"], images)
         return decoder_cond(self.spec, self.clip_spec, frozen["clip"], z_i, batch["tokens"], batch["mask"])
 
@@ -116,7 +116,7 @@ def train_decoder(config: DecoderConfig) -> State:
     if spec.text is not None:
         spec = dataclasses.replace(spec, text=frozen_clip.text_spec(spec.text))
     if spec.text_width is not None:
-        spec = dataclasses.replace(spec, text_width=clip_spec.text.width)
+        spec = dataclasses.replace(spec, text_width=clip_spec.text_tower.width)
     config = dataclasses.replace(config, model=spec)
     source = config.data.open(captions=True)
 
@@ -125,8 +125,8 @@ def train_decoder(config: DecoderConfig) -> State:
             source,
             frozen_clip.tokenizer,
             start_step,
-            sizes=(spec.image_size, clip_spec.vision.image_size),
-            context=clip_spec.text.context,
+            sizes=(spec.image_size, clip_spec.image_tower.image_size),
+            context=clip_spec.text_tower.context,
         )
 
     stage = DecoderStage(

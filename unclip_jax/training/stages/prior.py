@@ -87,7 +87,7 @@ class PriorStage:
 
     def encode(self, frozen: PyTree, batch: Batch) -> tuple[Float[Array, "b d"], PriorCond]:
         """z_i of the images, and what the prior is told about their captions, nothing dropped."""
-        images = to_float(batch[f"image_{self.clip_spec.vision.image_size}"])
+        images = to_float(batch[f"image_{self.clip_spec.image_tower.image_size}"])
         z_i = clip.encode_image(self.clip_spec, frozen["clip"], images)
         return z_i, prior_cond(self.spec, self.clip_spec, frozen["clip"], batch["tokens"], batch["mask"])
 
@@ -142,8 +142,8 @@ def train_prior(config: PriorConfig) -> State:
     spec = dataclasses.replace(
         config.model,
         embed_dim=clip_spec.embed_dim,
-        text_width=clip_spec.text.width,
-        context=clip_spec.text.context,
+        text_width=clip_spec.text_tower.width,
+        context=clip_spec.text_tower.context,
         text=None if config.model.text is None else frozen_clip.text_spec(config.model.text),
     )
     config = dataclasses.replace(config, model=spec)
@@ -154,8 +154,8 @@ def train_prior(config: PriorConfig) -> State:
             source,
             frozen_clip.tokenizer,
             start_step,
-            sizes=(clip_spec.vision.image_size,),
-            context=clip_spec.text.context,
+            sizes=(clip_spec.image_tower.image_size,),
+            context=clip_spec.text_tower.context,
         )
 
     stage = PriorStage(spec, config.process.build(), clip_spec, config.drop_caption, config.weighting)
@@ -188,7 +188,7 @@ def train_prior(config: PriorConfig) -> State:
 
 def measure_stats(frozen_clip: FrozenCLIP, batches: common.Batches, how: Literal["whiten", "scale"]) -> EmbeddingStats:
     """`EmbeddingStats` over the first examples of the run, those of all hosts; "scale" has mean 0 and one deviation."""
-    size = frozen_clip.spec.vision.image_size
+    size = frozen_clip.spec.image_tower.image_size
     encode = jax.jit(functools.partial(clip.encode_image, frozen_clip.spec))
     iterator = batches(0)
     embeddings: list[np.ndarray] = []

@@ -1,0 +1,64 @@
+"""Writes safetensors files one tensor at a time, so that a model larger than memory can be stored.
+
+    8 bytes         length of the header, little-endian
+    header          JSON: {name: {"dtype", "shape", "data_offsets"}}, padded with spaces to a multiple of 8
+    numbers         one tensor after another, row by row
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.errors import UserError
+
+_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor on its way to disk: `value` is whatever `np.asarray` takes, and is asked for its numbers once.
+
+    `name` is what errors call it.
+    """
+
+    dtype: np.dtype
+    value: Any
+    name: str = "a tensor"
+
+    def numbers(self) -> np.ndarray:
+        """The array in its stored dtype; UserError where a number is not finite, or too large for it."""
+        value = np.asarray(self.value)
+        with np.errstate(over="ignore"):
+            stored = value.astype(self.dtype, order="C")
+        if not np.isfinite(stored).all():
+            if np.isfinite(value).all():
+                raise UserError(f"{self.name} does not fit in {self.dtype.name}; store it as bfloat16")
+            raise UserError(f"{self.name} is not finite; take an earlier checkpoint")
+        return stored
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Stored]) -> None:
+    """Writes the file; whoever calls makes sure that half a file does not stay behind."""
+    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
+    end = 0
+    # Wide numbers first, as the format's own library does, so that each tensor begins at a multiple of its width.
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    for name in order:
+        stored, start = tensors[name], end
+        shape = list(stored.value.shape)
+        end += math.prod(shape) * stored.dtype.itemsize
+        header[name] = {"dtype": _NAMES[stored.dtype.name], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in order:
+            numbers = tensors[name].numbers()
+            assert list(numbers.shape) == header[name]["shape"], name
+            file.write(memoryview(numbers.reshape(-1).view(np.uint8)))

@@ -1,0 +1,262 @@
+"""The networks of unCLIP as diffusers has them: `PriorTransformer`, `UnCLIPTextProjModel` and the two U-Net classes.
+
+`UnCLIPTextProjModel` holds what our decoder does with z_i and the caption before the U-Net sees them, so the two of
+them are one network here. Its four image tokens have the token as the fastest axis, where ours has the channel.
+"""
+
+from typing import Any
+
+from unclip_jax.convert.config_files import expect, field, fields
+from unclip_jax.convert.layouts import SAME, Entry, conv, leading, linear, norm, pointwise, regrouped, within
+from unclip_jax.errors import UserError
+from unclip_jax.models.prior import PriorSpec
+from unclip_jax.models.unet import UNetSpec
+
+PLAIN_DOWN, ATTENDING_DOWN = "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"
+PLAIN_UP, ATTENDING_UP = "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"
+ATTENDING_MIDDLE = "UNetMidBlock2DSimpleCrossAttn"
+
+
+def prior_spec(config: dict[str, Any], where: str) -> PriorSpec:
+    """The config of a `PriorTransformer` as ours."""
+    expect(
+        config,
+        where,
+        _class_name="PriorTransformer",
+        additional_embeddings=4,
+        dropout=0.0,
+        time_embed_act_fn="silu",
+        norm_in_type=None,
+        embedding_proj_norm_type=None,
+        encoder_hid_proj_type="linear",
+        added_emb_type="prd",
+        time_embed_dim=None,
+        embedding_proj_dim=None,
+        clip_embed_dim=None,
+    )
+    names = ("embedding_dim", "num_embeddings", "num_attention_heads", "attention_head_dim", "num_layers")
+    embed_dim, context, heads, head_dim, depth = fields(config, names, int, where)
+    return PriorSpec(
+        embed_dim=embed_dim,
+        context=context,
+        text_width=embed_dim,
+        width=heads * head_dim,
+        depth=depth,
+        heads=heads,
+        null="empty_caption",
+    )
+
+
+STATS = (Entry("mean", "clip_mean", leading(1)), Entry("std", "clip_std", leading(1)))
+
+
+def prior_names(spec: PriorSpec) -> list[Entry]:
+    """A `PriorTransformer`, without the statistics of z_i that it keeps beside its weights."""
+    entries = [
+        Entry("positions", "positional_embedding", leading(1)),
+        Entry("query", "prd_embedding", leading(2)),
+        *linear("time/fc", "time_embedding.linear_1"),
+        *linear("time/proj", "time_embedding.linear_2"),
+        *linear("z_i_in", "proj_in"),
+        *linear("z_t_in", "embedding_proj"),
+        *linear("text_in", "encoder_hidden_states_proj"),
+        *norm("norm_out", "norm_out"),
+        *linear("out", "proj_to_clip_embeddings"),
+    ]
+    for i in range(spec.depth):
+        block = norm("norm_attention", "norm1") + norm("norm_mlp", "norm3")
+        block += attention("attention", "attn1")
+        block += linear("fc", "ff.net.0.proj") + linear("proj", "ff.net.2")
+        entries += within(f"transformer/block_{i}/", f"transformer_blocks.{i}.", block)
+    return entries
+
+
+def attention(ours: str, theirs: str) -> list[Entry]:
+    """Query, key, value and output."""
+    pairs = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("out", "to_out.0"))
+    return [entry for mine, their in pairs for entry in linear(f"{ours}/{mine}", f"{theirs}.{their}")]
+
+
+def decoder_spec(config: dict[str, Any], projection: dict[str, Any], where: str, text_width: int) -> UNetSpec:
+    """The configs of a decoder's `UNet2DConditionModel` and of its `UnCLIPTextProjModel` as ours."""
+    attending = _levels(config, where, (PLAIN_DOWN, ATTENDING_DOWN), (PLAIN_UP, ATTENDING_UP))
+    expect(
+        config,
+        where,
+        _class_name="UNet2DConditionModel",
+        in_channels=3,
+        out_channels=6,
+        mid_block_type=ATTENDING_MIDDLE,
+        class_embed_type="identity",
+        resnet_time_scale_shift="scale_shift",
+        only_cross_attention=False,
+        cross_attention_norm=None,
+        encoder_hid_dim=None,
+        addition_embed_type=None,
+        time_embedding_type="positional",
+        conv_in_kernel=3,
+        conv_out_kernel=3,
+        resnet_skip_time_act=False,
+        resnet_out_scale_factor=1.0,
+    )
+    names = ("sample_size", "layers_per_block", "attention_head_dim", "cross_attention_dim")
+    size, depth, head_channels, context_width = fields(config, names, int, where)
+    channels, channel_mult = _channels(config, where)
+    embed_dim = field(projection, "clip_embeddings_dim", int, where)
+    expect(projection, where, cross_attention_dim=context_width, time_embed_dim=4 * channels)
+    return UNetSpec(
+        image_size=size,
+        channels=channels,
+        channel_mult=channel_mult,
+        depth=depth,
+        learned_sigma=True,
+        attention_at=tuple(size // 2**level for level, attends in enumerate(attending) if attends),
+        head_channels=head_channels,
+        groups=config.get("norm_num_groups", 32),
+        embed_dim=embed_dim,
+        image_tokens=projection.get("clip_extra_context_tokens", 4),
+        context_width=context_width,
+        text_width=text_width,
+        null="empty_caption",
+    )
+
+
+def upsampler_spec(config: dict[str, Any], where: str) -> UNetSpec:
+    """The config of a super-resolution `UNet2DModel` as ours."""
+    _levels(config, where, (PLAIN_DOWN,), (PLAIN_UP,))
+    expect(
+        config,
+        where,
+        _class_name="UNet2DModel",
+        in_channels=6,
+        out_channels=3,
+        add_attention=False,
+        resnet_time_scale_shift="default",
+        class_embed_type=None,
+        time_embedding_type="positional",
+        center_input_sample=False,
+    )
+    size, depth = fields(config, ("sample_size", "layers_per_block"), int, where)
+    channels, channel_mult = _channels(config, where)
+    return UNetSpec(
+        image_size=size,
+        channels=channels,
+        channel_mult=channel_mult,
+        depth=depth,
+        learned_sigma=False,
+        conditioning="additive",
+        groups=config.get("norm_num_groups", 32),
+        low_res=True,
+    )
+
+
+def unet_names(spec: UNetSpec) -> list[Entry]:
+    """A U-Net of either class."""
+    last = len(spec.channel_mult) - 1
+    entries = [
+        *conv("conv_in", "conv_in"),
+        *linear("conditioner/time/fc", "time_embedding.linear_1"),
+        *linear("conditioner/time/proj", "time_embedding.linear_2"),
+        *norm("norm_out", "conv_norm_out"),
+        *conv("conv_out", "conv_out"),
+    ]
+    width_in = spec.channels * spec.channel_mult[0]
+    skips = [width_in]
+    for level, multiplier in enumerate(spec.channel_mult):
+        width, attends = spec.channels * multiplier, _attends(spec, level)
+        for i in range(spec.depth):
+            theirs = f"down_blocks.{level}"
+            entries += _res_block(f"down_{level}_{i}", f"{theirs}.resnets.{i}", width_in, width)
+            entries += _context_attention(f"down_{level}_{i}_attention", f"{theirs}.attentions.{i}") if attends else []
+            width_in = width
+            skips.append(width)
+        if level != last:
+            theirs = f"down_blocks.{level}.downsamplers.0"
+            entries += _res_block(f"down_{level}_resample", theirs, width, width)
+            skips.append(width)
+    for i in range(2):
+        entries += _res_block(f"middle_{i}", f"mid_block.resnets.{i}", width_in, width_in)
+    if spec.attention_at:
+        entries += _context_attention("middle_attention", "mid_block.attentions.0")
+    for level in range(last, -1, -1):
+        width, theirs = spec.channels * spec.channel_mult[level], f"up_blocks.{last - level}"
+        for i in range(spec.depth + 1):
+            entries += _res_block(f"up_{level}_{i}", f"{theirs}.resnets.{i}", width_in + skips.pop(), width)
+            if _attends(spec, level):
+                entries += _context_attention(f"up_{level}_{i}_attention", f"{theirs}.attentions.{i}")
+            width_in = width
+        if level:
+            entries += _res_block(f"up_{level}_resample", f"{theirs}.upsamplers.0", width, width)
+    return entries
+
+
+def text_proj_names(spec: UNetSpec) -> list[Entry]:
+    """An `UnCLIPTextProjModel`, which is the rest of our decoder's conditioner."""
+    return within(
+        "conditioner/",
+        "",
+        [
+            Entry("null_z_i", "learned_classifier_free_guidance_embeddings", SAME),
+            *linear("text_embedding", "embedding_proj"),
+            *linear("z_i_embedding", "clip_image_embeddings_project_to_time_embeddings"),
+            *linear("z_i_tokens", "clip_extra_context_tokens_proj", rows=regrouped(None, spec.image_tokens)),
+            *linear("text_in", "encoder_hidden_states_proj"),
+            *norm("text_norm", "text_encoder_hidden_states_norm"),
+        ],
+    )
+
+
+def _res_block(ours: str, theirs: str, width_in: int, width: int) -> list[Entry]:
+    block = [
+        *norm("norm_in", "norm1"),
+        *conv("conv_in", "conv1"),
+        *linear("embedding", "time_emb_proj"),
+        *norm("norm_out", "norm2"),
+        *conv("conv_out", "conv2"),
+    ]
+    if width_in != width:
+        block += pointwise("skip", "conv_shortcut")
+    return within(f"{ours}/", f"{theirs}.", block)
+
+
+def _context_attention(ours: str, theirs: str) -> list[Entry]:
+    block = [
+        *norm("norm", "group_norm"),
+        *linear("query", "to_q"),
+        *linear("key", "to_k"),
+        *linear("value", "to_v"),
+        *linear("context_key", "add_k_proj"),
+        *linear("context_value", "add_v_proj"),
+        *linear("out", "to_out.0"),
+    ]
+    return within(f"{ours}/", f"{theirs}.", block)
+
+
+def _attends(spec: UNetSpec, level: int) -> bool:
+    return spec.image_size // 2**level in spec.attention_at
+
+
+def _channels(config: dict[str, Any], where: str) -> tuple[int, tuple[int, ...]]:
+    widths = config.get("block_out_channels")
+    if not (isinstance(widths, list) and widths and all(type(width) is int and width > 0 for width in widths)):
+        raise UserError(f"{where}: block_out_channels is {widths!r}; it must hold the width of each level")
+    if any(width % widths[0] for width in widths):
+        raise UserError(f"{where}: block_out_channels {widths} are not multiples of the first; only such are known")
+    return widths[0], tuple(width // widths[0] for width in widths)
+
+
+def _levels(config: dict[str, Any], where: str, down: tuple[str, ...], up: tuple[str, ...]) -> list[bool]:
+    """Which levels attend; a block type that we have not, or ups that do not mirror the downs, are refused."""
+    expect(config, where, act_fn="silu", norm_eps=1e-5, flip_sin_to_cos=True, freq_shift=0, dropout=0.0)
+    expect(config, where, downsample_padding=1, mid_block_scale_factor=1)
+    downs, ups = (field(config, name, list, where) for name in ("down_block_types", "up_block_types"))
+    for name, known in ((downs, down), (ups, up)):
+        for block in name:
+            if block not in known:
+                raise UserError(f"{where}: there is a {block}; known are {', '.join(known)}")
+    attending = [block == ATTENDING_DOWN for block in downs]
+    if attending != [block == ATTENDING_UP for block in reversed(ups)]:
+        raise UserError(f"{where}: up_block_types do not mirror down_block_types; only such U-Nets are known")
+    if len(downs) != len(config.get("block_out_channels") or ()):
+        raise UserError(f"{where}: block_out_channels and down_block_types are not equally long")
+    return attending

@@ -1,0 +1,183 @@
+"""CLIP as Hugging Face lays it out: `CLIPModel`, and its towers alone with or without projection.
+
+Two ways of finding the end of a caption are in use. Old configs have `eos_token_id` 2, and the tower reads the token
+with the largest id, which in CLIP's vocabulary is end-of-text; new ones name the id. Both are the first end-of-text
+token, so `TextSpec.eos_id` serves for either.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.bundle.parts import Bundle, Part, flatten
+from unclip_jax.convert.config_files import expect, field, fields
+from unclip_jax.convert.layouts import SAME, Entry, linear, norm, patches, within
+from unclip_jax.convert.mapping import Account, import_params
+from unclip_jax.convert.tensor_files import Tensors, find_weights, read_json
+from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.errors import UserError
+from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
+
+LEGACY_EOS = 2
+IGNORED = ("*.embeddings.position_ids",)
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
+
+
+def text_spec(config: dict[str, Any], where: str, eos_id: int) -> TextSpec:
+    """A `text_config` (or the config of a text tower alone) as ours; `eos_id` is the tokenizer's."""
+    check_tower(config, where)
+    stated = config.get("eos_token_id", LEGACY_EOS)
+    if stated not in (LEGACY_EOS, eos_id):
+        raise UserError(f"{where}: eos_token_id is {stated}, but the tokenizer ends with {eos_id}; they must agree")
+    vocab_size = field(config, "vocab_size", int, where)
+    if stated == LEGACY_EOS and eos_id != vocab_size - 1:
+        raise UserError(f"{where}: eos_token_id 2 asks for an end-of-text token with the largest id; it is {eos_id}")
+    return TextSpec(
+        vocab_size=vocab_size,
+        context=field(config, "max_position_embeddings", int, where),
+        eos_id=eos_id,
+        **_tower(config, where),
+    )
+
+
+def vision_spec(config: dict[str, Any], where: str) -> VisionSpec:
+    """A `vision_config` (or the config of an image tower alone) as ours."""
+    check_tower(config, where)
+    expect(config, where, num_channels=3)
+    size, patch = fields(config, ("image_size", "patch_size"), int, where)
+    return VisionSpec(image_size=size, patch_size=patch, **_tower(config, where))
+
+
+def check_tower(config: dict[str, Any], where: str) -> None:
+    """Refuses what our Transformer does differently."""
+    expect(config, where, layer_norm_eps=1e-5)
+    if config.get("hidden_act", "quick_gelu") not in ACTIVATIONS:
+        raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
+
+
+def _tower(config: dict[str, Any], where: str) -> dict[str, Any]:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    width, depth, heads, mlp_width = fields(config, names, int, where)
+    return {
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "mlp_width": None if mlp_width == 4 * width else mlp_width,
+    }
+
+
+def blocks(ours: str, theirs: str, depth: int) -> list[Entry]:
+    """The Transformer of either tower."""
+    entries: list[Entry] = []
+    for i in range(depth):
+        block = norm("norm_attention", "layer_norm1") + norm("norm_mlp", "layer_norm2")
+        for mine, their in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "out_proj")):
+            block += linear(f"attention/{mine}", f"self_attn.{their}")
+        block += linear("fc", "mlp.fc1") + linear("proj", "mlp.fc2")
+        entries += within(f"{ours}/block_{i}/", f"{theirs}.{i}.", block)
+    return entries
+
+
+def text_names(spec: CLIPSpec) -> list[Entry]:
+    """The text tower below `text_model.`, and its projection."""
+    entries = [
+        Entry("token_embed/embedding", "text_model.embeddings.token_embedding.weight", SAME),
+        Entry("text_positions", "text_model.embeddings.position_embedding.weight", SAME),
+        *norm("norm_final", "text_model.final_layer_norm"),
+        *blocks("text_blocks", "text_model.encoder.layers", spec.text_tower.depth),
+    ]
+    return entries + (linear("text_projection", "text_projection", bias=False) if spec.projection else [])
+
+
+def vision_names(spec: CLIPSpec) -> list[Entry]:
+    """The image tower below `vision_model.`, and its projection."""
+    tower = spec.image_tower
+    entries = [
+        Entry("class_token", "vision_model.embeddings.class_embedding", SAME),
+        Entry(
+            "patch_embed/kernel", "vision_model.embeddings.patch_embedding.weight", patches(tower.patch_size)
+        ),
+        Entry("vision_positions", "vision_model.embeddings.position_embedding.weight", SAME),
+        *norm("norm_pre", "vision_model.pre_layrnorm"),
+        *norm("norm_post", "vision_model.post_layernorm"),
+        *blocks("vision_blocks", "vision_model.encoder.layers", tower.depth),
+    ]
+    return entries + (linear("image_projection", "visual_projection", bias=False) if spec.projection else [])
+
+
+def names(spec: CLIPSpec) -> list[Entry]:
+    """All that a `CLIPModel`, or one of its towers, holds."""
+    entries = [] if spec.text is None else text_names(spec)
+    entries += [] if spec.vision is None else vision_names(spec)
+    return entries + ([Entry("logit_scale", "logit_scale", SAME)] if spec.contrastive else [])
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder in either of Hugging Face's formats (tokenizer.json, or vocab.json and merges.txt)."""
+    # Imported here, since it takes seconds.
+    import transformers
+
+    try:
+        theirs = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        definition = theirs.backend_tokenizer.to_str()
+        special = {name: str(getattr(theirs, name)) for name in ("bos_token", "eos_token", "pad_token")}
+    except Exception as error:  # whatever a damaged file makes the library raise
+        line = str(error).strip().partition("\n")[0]
+        raise UserError(f"{folder} holds no tokenizer that transformers can read ({line}); copy it again") from error
+    return Tokenizer.from_definition(definition, **special)
+
+
+def read_image_statistics(path: Path) -> dict[str, Any]:
+    """The `image_mean` and `image_std` of a preprocessor_config.json; {} where there is none, for CLIP's own."""
+    if not path.is_file():
+        return {}
+    config = read_json(path)
+    expect(config, str(path), do_normalize=True, do_rescale=True, resample=3)
+    found = {}
+    for name in ("image_mean", "image_std"):
+        values = config.get(name)
+        if not (isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)):
+            raise UserError(f"{path}: {name} is {values!r}; it must hold three numbers")
+        found[name] = tuple(float(value) for value in values)
+    return found
+
+
+def import_clip(folder: Path, name: str, license: str) -> tuple[Bundle, list[Account]]:
+    """A bundle of a CLIP, or of one tower, from the folder of a Hugging Face model."""
+    config, where = read_json(folder / "config.json"), str(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in ("clip", "clip_text_model", "clip_vision_model"):
+        raise UserError(f"{where}: model_type is {kind!r}; this reads CLIP (clip, clip_text_model, clip_vision_model)")
+    projection = any(name.endswith("WithProjection") for name in config.get("architectures") or ()) or kind == "clip"
+    tokenizer = None if kind == "clip_vision_model" else read_tokenizer(folder)
+    text_config = config.get("text_config") if kind == "clip" else config
+    vision_config = config.get("vision_config") if kind == "clip" else config
+    text = None if tokenizer is None else text_spec(text_config or {}, where, tokenizer.eos_id)
+    vision = None if kind == "clip_text_model" else vision_spec(vision_config or {}, where)
+    tower = text_config if text is not None else vision_config
+    width = text.width if text is not None else (vision.width if vision is not None else 0)
+    spec = CLIPSpec(
+        embed_dim=field(config, "projection_dim", int, where) if projection else width,
+        text=text,
+        vision=vision,
+        projection=projection,
+        contrastive=kind == "clip",
+        activation="quick_gelu" if (tower or {}).get("hidden_act", "quick_gelu") == "quick_gelu" else "gelu",
+        embedding="raw",
+        **read_image_statistics(folder / "preprocessor_config.json"),
+    )
+    part, accounts = clip_part(spec, [(find_weights(folder, "model"), names(spec))])
+    bundle = Bundle(
+        name=name, license=license, description=f"imported {kind}", parts={"clip": part}, tokenizer=tokenizer
+    )
+    return bundle, accounts
+
+
+def clip_part(spec: CLIPSpec, sources: Sequence[tuple[Tensors, Sequence[Entry]]]) -> tuple[Part, list[Account]]:
+    """The part that `sources` (see `import_params`) make up."""
+    part = Part(kind="clip", spec=spec)
+    wanted = {name: tuple(leaf.shape) for name, leaf in flatten(part.abstract_params()).items()}
+    params, accounts = import_params(sources, wanted, IGNORED)
+    return dataclasses.replace(part, params=params), accounts
+

@@ -1,0 +1,175 @@
+"""Karlo in the layout of the hub: a folder per component, as diffusers' `UnCLIPPipeline` and
+`UnCLIPImageVariationPipeline` save it.
+
+    text_encoder, tokenizer        CLIP's text tower            image_encoder, feature_extractor   its image tower
+    prior, prior_scheduler         the prior                    (variations have the tower, and no prior)
+    text_proj, decoder, ...        the decoder
+    super_res_first, super_res_last, super_res_scheduler        one upsampler: the last network acts in the last step
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import jax.numpy as jnp
+import numpy as np
+
+from unclip_jax.bundle.parts import Bundle, Part, flatten, identity
+from unclip_jax.convert import diffusers_nets as nets
+from unclip_jax.convert import hf_clip
+from unclip_jax.convert.config_files import expect, field
+from unclip_jax.convert.layouts import Entry, within
+from unclip_jax.convert.mapping import Account, import_params
+from unclip_jax.convert.tensor_files import Tensors, find_weights, read_json
+from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.errors import UserError
+from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.models.prior import EmbeddingStats
+from unclip_jax.models.unet import UNetSpec
+from unclip_jax.settings import StageSettings
+
+PIPELINES = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
+WEIGHTS = "diffusion_pytorch_model"
+LICENSE = "CreativeML OpenRAIL-M"
+PRESET = {
+    "prior": StageSettings(sampler="ddpm", steps=25, guidance_scale=4.0),
+    "decoder": StageSettings(sampler="ddpm", steps=25, guidance_scale=8.0),
+    "upsampler_0": StageSettings(sampler="ddpm", steps=7),
+}
+"""Karlo's own way of sampling ("fast"); its clip ranges are added from the schedulers' configs."""
+
+
+def import_karlo(folder: Path, name: str, license: str = LICENSE) -> tuple[Bundle, list[Account]]:
+    """A bundle from the hub's folder; numbers are read when it is saved.
+
+    Raises:
+        UserError: the folder is of another model, or anything in it is missing, unexpected or misshapen.
+    """
+    index = read_json(folder / "model_index.json")
+    pipeline = index.get("_class_name")
+    if pipeline not in PIPELINES:
+        raise UserError(f"{folder / 'model_index.json'}: this is a {pipeline}; known are {' and '.join(PIPELINES)}")
+    tokenizer = hf_clip.read_tokenizer(folder / "tokenizer")
+    clip, accounts = import_towers(folder, tokenizer.eos_id)
+    clip_identity = identity(clip.params)
+    parts = {"clip": dataclasses.replace(clip, clip_identity=clip_identity)}
+    stats, sampling = None, {}
+    if pipeline == "UnCLIPPipeline":
+        prior, settings, stats, more = import_prior(folder / "prior", folder / "prior_scheduler")
+        parts["prior"], sampling["prior"] = dataclasses.replace(prior, clip_identity=clip_identity), settings
+        accounts += more
+    text_width = cast(CLIPSpec, clip.spec).text_tower.width
+    decoder, sampling["decoder"], more = import_decoder(folder, text_width)
+    parts["decoder"] = dataclasses.replace(decoder, clip_identity=clip_identity)
+    accounts += more
+    low_res_size = cast(UNetSpec, decoder.spec).image_size
+    parts["upsampler_0"], sampling["upsampler_0"], more = import_upsampler(folder, low_res_size)
+    bundle = Bundle(
+        name=name,
+        license=license,
+        description=f"imported from a {pipeline}",
+        parts=parts,
+        sampling=sampling,
+        tokenizer=tokenizer,
+        stats=stats,
+    )
+    return bundle, accounts + more
+
+
+def import_towers(folder: Path, eos_id: int) -> tuple[Part, list[Account]]:
+    """The text tower, and the image tower where there is one; Karlo keeps no logit scale."""
+    where = str(folder / "text_encoder" / "config.json")
+    config = read_json(Path(where))
+    text = hf_clip.text_spec(config, where, eos_id)
+    sources = [find_weights(folder / "text_encoder", "model")]
+    vision, statistics = None, cast(dict[str, Any], {})
+    if (folder / "image_encoder").is_dir():
+        vision_where = str(folder / "image_encoder" / "config.json")
+        vision = hf_clip.vision_spec(read_json(Path(vision_where)), vision_where)
+        statistics = hf_clip.read_image_statistics(folder / "feature_extractor" / "preprocessor_config.json")
+        sources.append(find_weights(folder / "image_encoder", "model"))
+    spec = CLIPSpec(
+        embed_dim=field(config, "projection_dim", int, where),
+        text=text,
+        vision=vision,
+        contrastive=False,
+        activation="quick_gelu" if config.get("hidden_act", "quick_gelu") == "quick_gelu" else "gelu",
+        embedding="raw",
+        **statistics,
+    )
+    names = [hf_clip.text_names(spec)] + ([] if vision is None else [hf_clip.vision_names(spec)])
+    return hf_clip.clip_part(spec, list(zip(sources, names, strict=True)))
+
+
+def import_prior(folder: Path, scheduler: Path) -> tuple[Part, StageSettings, EmbeddingStats, list[Account]]:
+    """A `PriorTransformer` with the statistics of z_i that it whitens by."""
+    spec = nets.prior_spec(read_json(folder / "config.json"), str(folder / "config.json"))
+    process, limit = read_scheduler(scheduler, "sample", "small")
+    tensors = find_weights(folder, WEIGHTS)
+    entries = [*nets.prior_names(spec), *within("stats/", "", nets.STATS)]
+    part = Part(kind="prior", spec=spec, process=process)
+    shape = (spec.embed_dim,)
+    params, accounts = import_params([(tensors, entries)], _wanted(part) | {"stats/mean": shape, "stats/std": shape})
+    mean, std = (jnp.asarray(np.asarray(value, np.float32)) for value in params.pop("stats").values())
+    if not bool((std > 0).all()):
+        raise UserError(f"{tensors.path}: clip_std holds zeros, so the statistics of z_i were never set; use another")
+    settings = dataclasses.replace(PRESET["prior"], limit=limit)
+    return dataclasses.replace(part, params=params), settings, EmbeddingStats(mean=mean, std=std), accounts
+
+
+def import_decoder(folder: Path, text_width: int) -> tuple[Part, StageSettings, list[Account]]:
+    """The decoder and its text_proj."""
+    where = folder / "decoder" / "config.json"
+    projection = read_json(folder / "text_proj" / "config.json")
+    spec = nets.decoder_spec(read_json(where), projection, str(where), text_width)
+    process, limit = read_scheduler(folder / "decoder_scheduler", "epsilon", "learned_range")
+    part = Part(kind="decoder", spec=spec, process=process)
+    sources = [
+        (find_weights(folder / "decoder", WEIGHTS), nets.unet_names(spec)),
+        (find_weights(folder / "text_proj", WEIGHTS), nets.text_proj_names(spec)),
+    ]
+    params, accounts = import_params(sources, _wanted(part))
+    settings = dataclasses.replace(PRESET["decoder"], limit=limit)
+    return dataclasses.replace(part, params=params), settings, accounts
+
+
+def import_upsampler(folder: Path, low_res_size: int) -> tuple[Part, StageSettings, list[Account]]:
+    """Both super-resolution networks, as two experts of one upsampler: the second acts at t = 0 alone."""
+    stages = [folder / "super_res_last", folder / "super_res_first"]
+    specs = [nets.upsampler_spec(read_json(path / "config.json"), str(path / "config.json")) for path in stages]
+    if specs[0] != specs[1]:
+        raise UserError(f"{stages[0]} and {stages[1]} differ in more than weights; only equal networks are known")
+    process, limit = read_scheduler(folder / "super_res_scheduler", "epsilon", "small")
+    part = Part(kind="upsampler", spec=specs[0], process=process, low_res_size=low_res_size, experts=(1,))
+    sources: list[tuple[Tensors, Sequence[Entry]]] = [
+        (find_weights(path, WEIGHTS), within(f"expert_{i}/", "", nets.unet_names(specs[0])))
+        for i, path in enumerate(stages)
+    ]
+    params, accounts = import_params(sources, _wanted(part))
+    settings = dataclasses.replace(PRESET["upsampler_0"], limit=limit)
+    return dataclasses.replace(part, params=params), settings, accounts
+
+
+def read_scheduler(folder: Path, prediction: str, variance: str) -> tuple[ProcessSpec, float | None]:
+    """An `UnCLIPScheduler`'s config as a process, and the range in which it keeps x_0."""
+    path = folder / "scheduler_config.json"
+    config = read_json(path)
+    variances: dict[str, Any] = {"small": "fixed_small_log", "learned_range": "learned_range"}
+    expect(config, str(path), _class_name="UnCLIPScheduler", beta_schedule="squaredcos_cap_v2")
+    defaults = {"num_train_timesteps": 1000, "clip_sample_range": 1.0, "prediction_type": "epsilon"}
+    config = defaults | {"variance_type": "fixed_small_log"} | config
+    expect(config, str(path), prediction_type=prediction, variance_type=variances[variance])
+    process = ProcessSpec(
+        schedule="cosine",
+        num_steps=field(config, "num_train_timesteps", int, str(path)),
+        prediction="x0" if prediction == "sample" else "eps",
+        variance="small" if variance == "small" else "learned_range",
+    )
+    limit = field(config, "clip_sample_range", float, str(path))
+    return process, limit if config.get("clip_sample", True) else None
+
+
+def _wanted(part: Part) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in flatten(part.abstract_params()).items()}
+
