@@ -2,12 +2,32 @@
 
 import json
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from diffusers import PriorTransformer, UnCLIPPipeline, UnCLIPScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    PriorTransformer,
+    UnCLIPImageVariationPipeline,
+    UnCLIPPipeline,
+    UnCLIPScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.pipelines.unclip.text_proj import UnCLIPTextProjModel
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
+from tests.parity.weights import weight
+
+T = TypeVar("T", bound=torch.nn.Module)
 CONTEXT = 77
 WORDS = ("red", "green", "blue", "circle", "square", "above", "below", "left", "right", "the", "photo", "of")
 
@@ -37,39 +57,59 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(str(folder))
 
 
-def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Weights that leave no term out: what is initialised to zeros or ones becomes something else too."""
-    generator = torch.Generator().manual_seed(seed)
+def fill(module: T, name: str) -> T:
+    """Gives a module the weights that belong to `name`."""
     with torch.no_grad():
-        for name, value in module.named_parameters():
-            noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("clip_std"):
-                value.copy_(0.5 + noise.abs())
-            elif value.ndim < 2 and "norm" in name and name.endswith("weight"):
-                value.copy_(1 + 0.1 * noise)
-            elif value.ndim < 2:
-                value.copy_(0.1 * noise)
-            else:
-                value.copy_(noise / value[0].numel() ** 0.5)
+        for key, value in module.named_parameters():
+            value.copy_(torch.from_numpy(weight(f"{name}.{key}", tuple(value.shape))))
     return module.eval()
+
+
+def text_config(vocab_size: int, **changes) -> CLIPTextConfig:
+    """A small text tower in the style of ViT-L/14's: quick GELU, the old end-of-text id."""
+    settings = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "projection_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+        "hidden_act": "quick_gelu",
+        "eos_token_id": 2,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+    }
+    return CLIPTextConfig(**settings | changes)
+
+
+def vision_config(**changes) -> CLIPVisionConfig:
+    """A small image tower, its MLP as wide as bigG/14's is: not four times the tower."""
+    settings = {
+        "hidden_size": 48,
+        "intermediate_size": 160,
+        "projection_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_act": "quick_gelu",
+    }
+    return CLIPVisionConfig(**settings | changes)
+
+
+def clip(vocab_size: int, hidden_act: str, eos_token_id: int) -> CLIPModel:
+    """Both towers and the logit scale."""
+    text = text_config(vocab_size, hidden_act=hidden_act, eos_token_id=eos_token_id)
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision_config(hidden_act=hidden_act).to_dict(), projection_dim=32
+    )
+    return fill(CLIPModel(config), "clip")
 
 
 def karlo(folder: Path) -> UnCLIPPipeline:
     """A whole pipeline, every part with every feature of the real one."""
     names = tokenizer(folder / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(names),
-        hidden_size=32,
-        intermediate_size=128,
-        projection_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=CONTEXT,
-        hidden_act="quick_gelu",
-        eos_token_id=2,
-        bos_token_id=0,
-        pad_token_id=1,
-    )
     decoder = UNet2DConditionModel(
         sample_size=16,
         in_channels=3,
@@ -103,7 +143,7 @@ def karlo(folder: Path) -> UnCLIPPipeline:
             num_attention_heads=4, attention_head_dim=12, num_layers=3, embedding_dim=32, num_embeddings=CONTEXT
         ),
         "decoder": decoder,
-        "text_encoder": CLIPTextModelWithProjection(text),
+        "text_encoder": CLIPTextModelWithProjection(text_config(len(names))),
         "text_proj": UnCLIPTextProjModel(
             clip_embeddings_dim=32, time_embed_dim=128, cross_attention_dim=48, clip_extra_context_tokens=4
         ),
@@ -111,7 +151,7 @@ def karlo(folder: Path) -> UnCLIPPipeline:
         "super_res_last": super_res(),
     }
     pipeline = UnCLIPPipeline(
-        **{name: randomise(part, seed) for seed, (name, part) in enumerate(parts.items())},
+        **{name: fill(part, name) for name, part in parts.items()},
         tokenizer=names,
         prior_scheduler=UnCLIPScheduler(prediction_type="sample", clip_sample_range=5.0),
         decoder_scheduler=UnCLIPScheduler(variance_type="learned_range"),
@@ -119,3 +159,17 @@ def karlo(folder: Path) -> UnCLIPPipeline:
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def karlo_variation(pipeline: UnCLIPPipeline) -> UnCLIPImageVariationPipeline:
+    """Its sibling for image variations: an image tower instead of the prior."""
+    tower = fill(CLIPVisionModelWithProjection(vision_config()), "image_encoder")
+    size = tower.config.image_size
+    shared = ("decoder", "text_encoder", "tokenizer", "text_proj", "super_res_first", "super_res_last")
+    varied = UnCLIPImageVariationPipeline(
+        **{name: getattr(pipeline, name) for name in (*shared, "decoder_scheduler", "super_res_scheduler")},
+        image_encoder=tower,
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
+    )
+    varied.set_progress_bar_config(disable=True)
+    return varied

@@ -42,9 +42,12 @@ class Stored:
         return stored
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Stored]) -> None:
-    """Writes the file; whoever calls makes sure that half a file does not stay behind."""
-    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
+def write_safetensors(path: Path, tensors: Mapping[str, Stored], framework: str = "np") -> None:
+    """Writes the file; whoever calls makes sure that half a file does not stay behind.
+
+    `framework` is what the header says of who reads it; transformers insists on "pt".
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": framework}}
     end = 0
     # Wide numbers first, as the format's own library does, so that each tensor begins at a multiple of its width.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
@@ -61,4 +64,4 @@ def write_safetensors(path: Path, tensors: Mapping[str, Stored]) -> None:
         for name in order:
             numbers = tensors[name].numbers()
             assert list(numbers.shape) == header[name]["shape"], name
-            file.write(memoryview(numbers.reshape(-1).view(np.uint8)))
+            numbers.tofile(file)

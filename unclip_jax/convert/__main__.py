@@ -1,5 +1,12 @@
-"""python -m unclip_jax.convert karlo FOLDER OUT       Karlo, text to image or variations, as the hub has it
-python -m unclip_jax.convert hf_clip FOLDER OUT     a CLIP of Hugging Face
+"""PyTorch checkpoints in, as bundles, and out again.
+
+    python -m unclip_jax.convert karlo FOLDER OUT              Karlo, text to image or variations, as the hub has it
+    python -m unclip_jax.convert karlo_original FOLDER OUT     the checkpoints that its authors released
+    python -m unclip_jax.convert kandinsky_prior FOLDER OUT    the prior of Kandinsky 2.1 or 2.2
+    python -m unclip_jax.convert hf_clip FOLDER OUT            a CLIP of Hugging Face, or one of its towers
+    python -m unclip_jax.convert open_clip SOURCE OUT          a CLIP of OpenCLIP's or OpenAI's
+    python -m unclip_jax.convert to_karlo BUNDLE OUT           a bundle as a folder that diffusers loads
+    python -m unclip_jax.convert to_hf_clip BUNDLE OUT         a bundle's CLIP as a folder that transformers loads
 """
 
 import dataclasses
@@ -9,11 +16,14 @@ from typing import Annotated
 import tyro
 
 from unclip_jax import command_line
+from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.bundle.store import StoredDtype, save
+from unclip_jax.convert import export, karlo
 from unclip_jax.convert.hf_clip import import_clip
-from unclip_jax.convert.karlo import LICENSE, import_karlo
+from unclip_jax.convert.kandinsky_prior import import_kandinsky_prior
+from unclip_jax.convert.karlo_original import import_karlo_original
 from unclip_jax.convert.mapping import Account
+from unclip_jax.convert.open_clip import import_open_clip
 from unclip_jax.errors import UserError, run_cli
 
 
@@ -22,22 +32,45 @@ class Import:
     """What every import is told."""
 
     source: tyro.conf.Positional[Path]
-    """The folder of the PyTorch model, as it was downloaded."""
+    """The PyTorch model, as it was downloaded."""
     out: tyro.conf.Positional[Path]
     """Folder of the bundle to make."""
-    dtype: StoredDtype = "float32"
+    dtype: store.StoredDtype = "float32"
     """What the weights are stored as."""
     name: str | None = None
     """What to call the bundle; the folder's name by default."""
     overwrite: bool = False
     """Replace a bundle that is already there."""
 
+    @property
+    def called(self) -> str:
+        """The bundle's name."""
+        return self.name or self.out.resolve().name
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Karlo(Import):
-    """Karlo or its image variations: a folder with model_index.json, one folder per component."""
+    """Karlo or its image variations: a folder with model_index.json, and one folder per component."""
 
-    license: str = LICENSE
+    license: str = karlo.LICENSE
+    """Licence of the weights."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KarloOriginal(Import):
+    """The checkpoints that Karlo's authors released, with ViT-L-14.pt and ViT-L-14_stats.th, in one folder."""
+
+    license: str = karlo.LICENSE
+    """Licence of the weights."""
+    tokenizer: Path | None = None
+    """Folder of CLIP's tokenizer, which is not among those files."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KandinskyPrior(Import):
+    """The prior of Kandinsky 2.1 or 2.2 with its CLIP: a caption in, an image embedding out."""
+
+    license: str = "Apache-2.0"
     """Licence of the weights."""
 
 
@@ -49,27 +82,80 @@ class HFClip(Import):
     """Licence of the weights."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenClip(Import):
+    """A CLIP of OpenCLIP's (a folder with open_clip_config.json) or of OpenAI's (a .pt file)."""
+
+    license: str = ""
+    """Licence of the weights."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, where the source has none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """What every export is told."""
+
+    bundle: tyro.conf.Positional[str]
+    """A bundle's folder, or the name of a shipped one."""
+    out: tyro.conf.Positional[Path]
+    """Folder to make."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToKarlo(Export):
+    """A bundle as a folder that diffusers' UnCLIPPipeline loads."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToHFClip(Export):
+    """A bundle's CLIP as a folder that transformers' CLIPModel, or a tower of it, loads."""
+
+
 Command = (
-    Annotated[Karlo, tyro.conf.subcommand("karlo")] | Annotated[HFClip, tyro.conf.subcommand("hf_clip")]
+    Annotated[Karlo, tyro.conf.subcommand("karlo")]
+    | Annotated[KarloOriginal, tyro.conf.subcommand("karlo_original")]
+    | Annotated[KandinskyPrior, tyro.conf.subcommand("kandinsky_prior")]
+    | Annotated[HFClip, tyro.conf.subcommand("hf_clip")]
+    | Annotated[OpenClip, tyro.conf.subcommand("open_clip")]
+    | Annotated[ToKarlo, tyro.conf.subcommand("to_karlo")]
+    | Annotated[ToHFClip, tyro.conf.subcommand("to_hf_clip")]
 )
 
 
 def main() -> None:
     """Parses the command line and runs the command."""
-    command: Karlo | HFClip = command_line.parse(Command, prog="python -m unclip_jax.convert", description=__doc__)
-    if not command.source.is_dir():
-        raise UserError(f"{command.source} is no folder; give the folder of a model as it was downloaded")
-    name = command.name or command.out.resolve().name
-    importer = import_karlo if isinstance(command, Karlo) else import_clip
-    finish(command, *importer(command.source, name, command.license))
-
-
-def finish(command: Import, bundle: Bundle, accounts: list[Account]) -> None:
-    """Writes the bundle, which is when weights are read, and says what became of every tensor."""
-    bundle_hash = save(bundle, command.out, dtype=command.dtype, overwrite=command.overwrite)
+    command = command_line.parse(Command, prog="python -m unclip_jax.convert", description=__doc__)
+    if isinstance(command, Export):
+        write = export.export_karlo if isinstance(command, ToKarlo) else export.export_clip
+        write(store.load(command.bundle), command.out)
+        print(f"wrote {command.out}")
+        return
+    if not command.source.exists():
+        raise UserError(f"{command.source} does not exist; give a model as it was downloaded")
+    bundle, accounts = read(command)
+    # Weights are read while they are written, one tensor at a time.
+    bundle_hash = store.save(bundle, command.out, dtype=command.dtype, overwrite=command.overwrite)
     for account in accounts:
         print(account)
     print(f"wrote {command.out} ({', '.join(bundle.parts)}), hash {bundle_hash}")
+
+
+def read(command: Import) -> tuple[Bundle, list[Account]]:
+    """The bundle that a command describes, its numbers still in the files, and what became of each tensor."""
+    source, name = command.source, command.called
+    match command:
+        case Karlo():
+            return karlo.import_karlo(source, name, command.license)
+        case KarloOriginal():
+            return import_karlo_original(source, name, command.license, command.tokenizer)
+        case KandinskyPrior():
+            return import_kandinsky_prior(source, name, command.license)
+        case HFClip():
+            return import_clip(source, name, command.license)
+        case OpenClip():
+            return import_open_clip(source, name, command.license, command.tokenizer)
+    raise AssertionError(command)
 
 
 if __name__ == "__main__":

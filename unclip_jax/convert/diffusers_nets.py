@@ -8,6 +8,7 @@ from typing import Any
 
 from unclip_jax.convert.config_files import expect, field, fields
 from unclip_jax.convert.layouts import SAME, Entry, conv, leading, linear, norm, pointwise, regrouped, within
+from unclip_jax.convert.unet_blocks import unet_blocks
 from unclip_jax.errors import UserError
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
@@ -160,33 +161,21 @@ def unet_names(spec: UNetSpec) -> list[Entry]:
         *norm("norm_out", "conv_norm_out"),
         *conv("conv_out", "conv_out"),
     ]
-    width_in = spec.channels * spec.channel_mult[0]
-    skips = [width_in]
-    for level, multiplier in enumerate(spec.channel_mult):
-        width, attends = spec.channels * multiplier, _attends(spec, level)
-        for i in range(spec.depth):
-            theirs = f"down_blocks.{level}"
-            entries += _res_block(f"down_{level}_{i}", f"{theirs}.resnets.{i}", width_in, width)
-            entries += _context_attention(f"down_{level}_{i}_attention", f"{theirs}.attentions.{i}") if attends else []
-            width_in = width
-            skips.append(width)
-        if level != last:
-            theirs = f"down_blocks.{level}.downsamplers.0"
-            entries += _res_block(f"down_{level}_resample", theirs, width, width)
-            skips.append(width)
-    for i in range(2):
-        entries += _res_block(f"middle_{i}", f"mid_block.resnets.{i}", width_in, width_in)
-    if spec.attention_at:
-        entries += _context_attention("middle_attention", "mid_block.attentions.0")
-    for level in range(last, -1, -1):
-        width, theirs = spec.channels * spec.channel_mult[level], f"up_blocks.{last - level}"
-        for i in range(spec.depth + 1):
-            entries += _res_block(f"up_{level}_{i}", f"{theirs}.resnets.{i}", width_in + skips.pop(), width)
-            if _attends(spec, level):
-                entries += _context_attention(f"up_{level}_{i}_attention", f"{theirs}.attentions.{i}")
-            width_in = width
-        if level:
-            entries += _res_block(f"up_{level}_resample", f"{theirs}.upsamplers.0", width, width)
+    for block in unet_blocks(spec):
+        match block.place:
+            case "down":
+                theirs, resampler = f"down_blocks.{block.level}", "downsamplers.0"
+            case "middle":
+                theirs, resampler = "mid_block", ""
+            case "up":
+                theirs, resampler = f"up_blocks.{last - block.level}", "upsamplers.0"
+        match block.kind:
+            case "res":
+                entries += _res_block(block.ours, f"{theirs}.resnets.{block.index}", block.has_skip)
+            case "attention":
+                entries += _context_attention(block.ours, f"{theirs}.attentions.{block.index}")
+            case "resample":
+                entries += _res_block(block.ours, f"{theirs}.{resampler}", block.has_skip)
     return entries
 
 
@@ -206,7 +195,7 @@ def text_proj_names(spec: UNetSpec) -> list[Entry]:
     )
 
 
-def _res_block(ours: str, theirs: str, width_in: int, width: int) -> list[Entry]:
+def _res_block(ours: str, theirs: str, has_skip: bool) -> list[Entry]:
     block = [
         *norm("norm_in", "norm1"),
         *conv("conv_in", "conv1"),
@@ -214,7 +203,7 @@ def _res_block(ours: str, theirs: str, width_in: int, width: int) -> list[Entry]
         *norm("norm_out", "norm2"),
         *conv("conv_out", "conv2"),
     ]
-    if width_in != width:
+    if has_skip:
         block += pointwise("skip", "conv_shortcut")
     return within(f"{ours}/", f"{theirs}.", block)
 
@@ -230,10 +219,6 @@ def _context_attention(ours: str, theirs: str) -> list[Entry]:
         *linear("out", "to_out.0"),
     ]
     return within(f"{ours}/", f"{theirs}.", block)
-
-
-def _attends(spec: UNetSpec, level: int) -> bool:
-    return spec.image_size // 2**level in spec.attention_at
 
 
 def _channels(config: dict[str, Any], where: str) -> tuple[int, tuple[int, ...]]:

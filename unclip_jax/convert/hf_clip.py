@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unclip_jax.bundle.parts import Bundle, Part, flatten
+from unclip_jax.bundle.parts import Bundle, Part
 from unclip_jax.convert.config_files import expect, field, fields
 from unclip_jax.convert.layouts import SAME, Entry, linear, norm, patches, within
-from unclip_jax.convert.mapping import Account, import_params
+from unclip_jax.convert.mapping import Account, import_params, wanted
 from unclip_jax.convert.tensor_files import Tensors, find_weights, read_json
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
@@ -174,10 +174,11 @@ def import_clip(folder: Path, name: str, license: str) -> tuple[Bundle, list[Acc
     return bundle, accounts
 
 
-def clip_part(spec: CLIPSpec, sources: Sequence[tuple[Tensors, Sequence[Entry]]]) -> tuple[Part, list[Account]]:
+def clip_part(
+    spec: CLIPSpec, sources: Sequence[tuple[Tensors, Sequence[Entry]]], ignored: Sequence[str] = IGNORED
+) -> tuple[Part, list[Account]]:
     """The part that `sources` (see `import_params`) make up."""
     part = Part(kind="clip", spec=spec)
-    wanted = {name: tuple(leaf.shape) for name, leaf in flatten(part.abstract_params()).items()}
-    params, accounts = import_params(sources, wanted, IGNORED)
+    params, accounts = import_params(sources, wanted(part), ignored)
     return dataclasses.replace(part, params=params), accounts
 

@@ -15,12 +15,12 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.bundle.parts import Bundle, Part, flatten, identity
+from unclip_jax.bundle.parts import Bundle, Part, identity
 from unclip_jax.convert import diffusers_nets as nets
 from unclip_jax.convert import hf_clip
 from unclip_jax.convert.config_files import expect, field
 from unclip_jax.convert.layouts import Entry, within
-from unclip_jax.convert.mapping import Account, import_params
+from unclip_jax.convert.mapping import Account, import_params, wanted
 from unclip_jax.convert.tensor_files import Tensors, find_weights, read_json
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.errors import UserError
@@ -77,8 +77,11 @@ def import_karlo(folder: Path, name: str, license: str = LICENSE) -> tuple[Bundl
     return bundle, accounts + more
 
 
-def import_towers(folder: Path, eos_id: int) -> tuple[Part, list[Account]]:
-    """The text tower, and the image tower where there is one; Karlo keeps no logit scale."""
+def import_towers(folder: Path, eos_id: int, processor: str = "feature_extractor") -> tuple[Part, list[Account]]:
+    """The text tower, and the image tower where there is one (how it sees images is in the folder `processor`).
+
+    Pipelines keep no logit scale.
+    """
     where = str(folder / "text_encoder" / "config.json")
     config = read_json(Path(where))
     text = hf_clip.text_spec(config, where, eos_id)
@@ -87,7 +90,7 @@ def import_towers(folder: Path, eos_id: int) -> tuple[Part, list[Account]]:
     if (folder / "image_encoder").is_dir():
         vision_where = str(folder / "image_encoder" / "config.json")
         vision = hf_clip.vision_spec(read_json(Path(vision_where)), vision_where)
-        statistics = hf_clip.read_image_statistics(folder / "feature_extractor" / "preprocessor_config.json")
+        statistics = hf_clip.read_image_statistics(folder / processor / "preprocessor_config.json")
         sources.append(find_weights(folder / "image_encoder", "model"))
     spec = CLIPSpec(
         embed_dim=field(config, "projection_dim", int, where),
@@ -110,7 +113,7 @@ def import_prior(folder: Path, scheduler: Path) -> tuple[Part, StageSettings, Em
     entries = [*nets.prior_names(spec), *within("stats/", "", nets.STATS)]
     part = Part(kind="prior", spec=spec, process=process)
     shape = (spec.embed_dim,)
-    params, accounts = import_params([(tensors, entries)], _wanted(part) | {"stats/mean": shape, "stats/std": shape})
+    params, accounts = import_params([(tensors, entries)], wanted(part) | {"stats/mean": shape, "stats/std": shape})
     mean, std = (jnp.asarray(np.asarray(value, np.float32)) for value in params.pop("stats").values())
     if not bool((std > 0).all()):
         raise UserError(f"{tensors.path}: clip_std holds zeros, so the statistics of z_i were never set; use another")
@@ -129,7 +132,7 @@ def import_decoder(folder: Path, text_width: int) -> tuple[Part, StageSettings, 
         (find_weights(folder / "decoder", WEIGHTS), nets.unet_names(spec)),
         (find_weights(folder / "text_proj", WEIGHTS), nets.text_proj_names(spec)),
     ]
-    params, accounts = import_params(sources, _wanted(part))
+    params, accounts = import_params(sources, wanted(part))
     settings = dataclasses.replace(PRESET["decoder"], limit=limit)
     return dataclasses.replace(part, params=params), settings, accounts
 
@@ -146,7 +149,7 @@ def import_upsampler(folder: Path, low_res_size: int) -> tuple[Part, StageSettin
         (find_weights(path, WEIGHTS), within(f"expert_{i}/", "", nets.unet_names(specs[0])))
         for i, path in enumerate(stages)
     ]
-    params, accounts = import_params(sources, _wanted(part))
+    params, accounts = import_params(sources, wanted(part))
     settings = dataclasses.replace(PRESET["upsampler_0"], limit=limit)
     return dataclasses.replace(part, params=params), settings, accounts
 
@@ -168,8 +171,4 @@ def read_scheduler(folder: Path, prediction: str, variance: str) -> tuple[Proces
     )
     limit = field(config, "clip_sample_range", float, str(path))
     return process, limit if config.get("clip_sample", True) else None
-
-
-def _wanted(part: Part) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in flatten(part.abstract_params()).items()}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.bundle.parts import unflatten
+from unclip_jax.bundle.parts import Part, flatten, unflatten
 from unclip_jax.convert.layouts import Entry
 from unclip_jax.convert.tensor_files import Tensors
 from unclip_jax.errors import UserError
@@ -42,6 +42,11 @@ class Account:
         ignored = f"; ignored {', '.join(self.ignored)}" if self.ignored else ""
         merged = f", {self.merged} of them split" if self.merged else ""
         return f"{self.path}: {self.used + len(self.ignored)} tensors, {self.used} used{merged}{ignored}"
+
+
+def wanted(part: Part) -> dict[str, Shape]:
+    """The shape of each tensor that the part's spec asks for, by path."""
+    return {name: tuple(leaf.shape) for name, leaf in flatten(part.abstract_params()).items()}
 
 
 def import_params(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -12,6 +12,7 @@ from unclip_jax.convert.torch_file import TorchFile
 from unclip_jax.errors import UserError
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """Named tensors in a file, or in several that belong together."""
 

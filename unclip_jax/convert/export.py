@@ -1,0 +1,308 @@
+"""Bundles as folders that diffusers and transformers load: the imports of `karlo` and `hf_clip` in reverse.
+
+A config is written from each spec and read back by the importer; whatever does not come back as it was is something
+that the other side has no words for, and is refused by name. Weights are laid out by the importers' own name maps.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from unclip_jax.bundle.parts import Bundle, Spec, flatten
+from unclip_jax.bundle.safetensors_file import Stored, write_safetensors
+from unclip_jax.config import to_json
+from unclip_jax.convert import diffusers_nets as nets
+from unclip_jax.convert import hf_clip
+from unclip_jax.convert.karlo import WEIGHTS
+from unclip_jax.convert.layouts import Entry, within
+from unclip_jax.convert.mapping import export_tensors
+from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.errors import UserError
+from unclip_jax.files import replacing
+from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.models.prior import PriorSpec
+from unclip_jax.models.unet import UNetSpec
+
+DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
+# How a network is computed is no property of its weights.
+RUNNING = {"dtype": "float32", "remat": False, "attention": "xla"}
+
+
+def export_karlo(bundle: Bundle, folder: Path) -> None:
+    """Writes what `UnCLIPPipeline` loads, or `UnCLIPImageVariationPipeline` where the bundle has no prior.
+
+    Raises:
+        UserError: the bundle is not such a pipeline, or holds what it cannot express; no folder is left then.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} already exists; choose another folder")
+    varies = "prior" not in bundle.parts
+    clip, decoder = (bundle.part(name) for name in ("clip", "decoder"))
+    if len(bundle.upsamplers) != 1 or bundle.upsamplers[0].experts != (1,):
+        raise UserError(f"bundle {bundle.name} lacks the one upsampler of two experts, one for t = 0, that Karlo has")
+    upsampler = bundle.upsamplers[0]
+    clip_spec, decoder_spec, upsampler_spec = (
+        cast(CLIPSpec, clip.spec),
+        cast(UNetSpec, decoder.spec),
+        cast(UNetSpec, upsampler.spec),
+    )
+    if clip_spec.embedding != "raw" or not clip_spec.projection:
+        raise UserError(f"bundle {bundle.name}: its CLIP does not give raw, projected embeddings as Karlo's does")
+    if bundle.tokenizer is None:
+        raise UserError(f"bundle {bundle.name} has no tokenizer; Karlo cannot do without")
+    with replacing(folder) as draft:
+        draft.mkdir()
+        index: dict[str, Any] = {"_class_name": "UnCLIPPipeline", "_diffusers_version": "0.37.1"}
+        write_tokenizer(bundle.tokenizer, draft / "tokenizer", clip_spec.text_tower.context)
+        index["tokenizer"] = [TRANSFORMERS, "CLIPTokenizer"]
+        write_tower(clip_spec, flatten(clip.params), "text", bundle.tokenizer, draft / "text_encoder")
+        index["text_encoder"] = [TRANSFORMERS, "CLIPTextModelWithProjection"]
+        if varies:
+            index["_class_name"] = "UnCLIPImageVariationPipeline"
+            write_tower(clip_spec, flatten(clip.params), "vision", bundle.tokenizer, draft / "image_encoder")
+            index["image_encoder"] = [TRANSFORMERS, "CLIPVisionModelWithProjection"]
+            write_processor(clip_spec, draft / "feature_extractor")
+            index["feature_extractor"] = [TRANSFORMERS, "CLIPImageProcessor"]
+        else:
+            prior, stats = bundle.part("prior"), bundle.stats
+            assert stats is not None  # a bundle with a prior has them
+            prior_spec = cast(PriorSpec, prior.spec)
+            config = prior_config(prior_spec)
+            _check("prior", prior_spec, nets.prior_spec(config, "prior"))
+            weights = flatten(prior.params) | {"stats/mean": stats.mean, "stats/std": stats.std}
+            entries = [*nets.prior_names(prior_spec), *within("stats/", "", nets.STATS)]
+            _write(draft / "prior", config, entries, weights, WEIGHTS)
+            index["prior"] = [DIFFUSERS, "PriorTransformer"]
+            _write_scheduler(bundle, "prior", draft / "prior_scheduler", index)
+        config, projection = decoder_configs(decoder_spec)
+        back = nets.decoder_spec(config, projection, "decoder", clip_spec.text_tower.width)
+        _check("decoder", decoder_spec, back)
+        _write(draft / "decoder", config, nets.unet_names(decoder_spec), flatten(decoder.params), WEIGHTS)
+        index["decoder"] = [DIFFUSERS, "UNet2DConditionModel"]
+        names = nets.text_proj_names(decoder_spec)
+        _write(draft / "text_proj", projection, names, flatten(decoder.params), WEIGHTS)
+        index["text_proj"] = ["unclip", "UnCLIPTextProjModel"]
+        _write_scheduler(bundle, "decoder", draft / "decoder_scheduler", index)
+        config = upsampler_config(upsampler_spec)
+        _check("upsampler_0", upsampler_spec, nets.upsampler_spec(config, "upsampler_0"))
+        for i, name in enumerate(("super_res_last", "super_res_first")):
+            weights = flatten(upsampler.params[f"expert_{i}"])
+            _write(draft / name, config, nets.unet_names(upsampler_spec), weights, WEIGHTS)
+            index[name] = [DIFFUSERS, "UNet2DModel"]
+        _write_scheduler(bundle, "upsampler_0", draft / "super_res_scheduler", index)
+        _write_json(draft / "model_index.json", index)
+
+
+def export_clip(bundle: Bundle, folder: Path) -> None:
+    """Writes what `CLIPModel`, or one of its towers, loads."""
+    if folder.exists():
+        raise UserError(f"{folder} already exists; choose another folder")
+    part = bundle.part("clip")
+    spec = cast(CLIPSpec, part.spec)
+    if spec.embedding != "raw":
+        raise UserError(f"bundle {bundle.name}: its CLIP gives unit embeddings, Hugging Face's gives raw ones")
+    with replacing(folder) as draft:
+        draft.mkdir()
+        if bundle.tokenizer is not None:
+            write_tokenizer(bundle.tokenizer, draft, spec.text_tower.context)
+        if spec.vision is not None:
+            write_processor(spec, draft)
+        if not spec.contrastive:
+            if spec.vision is not None and spec.text is not None:
+                raise UserError(f"bundle {bundle.name} has two towers without a logit scale; CLIPModel needs one")
+            tower = "text" if spec.text is not None else "vision"
+            write_tower(spec, flatten(part.params), tower, bundle.tokenizer, draft)
+            return
+        config = {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": spec.embed_dim,
+            "text_config": tower_config(spec, "text", bundle.tokenizer),
+            "vision_config": tower_config(spec, "vision", bundle.tokenizer),
+        }
+        _write(draft, config, hf_clip.names(spec), flatten(part.params), "model")
+
+
+def tower_config(spec: CLIPSpec, which: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The config of one tower."""
+    tower = spec.text_tower if which == "text" else spec.image_tower
+    config: dict[str, Any] = {
+        "model_type": f"clip_{which}_model",
+        "hidden_size": tower.width,
+        "intermediate_size": tower.mlp_width or 4 * tower.width,
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.heads,
+        "hidden_act": spec.activation,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": spec.embed_dim,
+    }
+    if which == "vision":
+        return config | {
+            "image_size": spec.image_tower.image_size,
+            "patch_size": spec.image_tower.patch_size,
+            "num_channels": 3,
+        }
+    text = spec.text_tower
+    config |= {"vocab_size": text.vocab_size, "max_position_embeddings": text.context, "eos_token_id": text.eos_id}
+    if tokenizer is not None:
+        config |= {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
+    return config
+
+
+def write_tower(spec: CLIPSpec, weights: Mapping[str, Any], which: str, tokenizer: Any, folder: Path) -> None:
+    """One tower as a model of its own."""
+    kind = "Text" if which == "text" else "Vision"
+    suffix = "WithProjection" if spec.projection else ""
+    config = {"architectures": [f"CLIP{kind}Model{suffix}"], **tower_config(spec, which, tokenizer)}
+    names = hf_clip.text_names(spec) if which == "text" else hf_clip.vision_names(spec)
+    _write(folder, config, names, weights, "model")
+
+
+def write_processor(spec: CLIPSpec, folder: Path) -> None:
+    """How images are prepared, for `CLIPImageProcessor`."""
+    size = spec.image_tower.image_size
+    folder.mkdir(exist_ok=True)
+    config = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.image_mean),
+        "image_std": list(spec.image_std),
+    }
+    _write_json(folder / "preprocessor_config.json", config)
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
+    """A tokenizer in both of Hugging Face's formats: tokenizer.json, and vocab.json with merges.txt."""
+    model = json.loads(tokenizer.definition)["model"]
+    if model.get("type") != "BPE":
+        raise UserError("the tokenizer is no byte-pair encoding; CLIPTokenizer is one")
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(folder)
+    _write_json(folder / "vocab.json", model["vocab"])
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    config |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": context, "unk_token": tokenizer.eos_token}
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+def prior_config(spec: PriorSpec) -> dict[str, Any]:
+    """The config of a `PriorTransformer`."""
+    return {
+        "_class_name": "PriorTransformer",
+        "num_attention_heads": spec.heads,
+        "attention_head_dim": spec.width // spec.heads,
+        "num_layers": spec.depth,
+        "embedding_dim": spec.embed_dim,
+        "num_embeddings": spec.context,
+        "additional_embeddings": 4,
+        "dropout": 0.0,
+    }
+
+
+def decoder_configs(spec: UNetSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configs of a decoder's `UNet2DConditionModel` and of its `UnCLIPTextProjModel`."""
+    attends = [spec.image_size // 2**level in spec.attention_at for level in range(len(spec.channel_mult))]
+    config = _unet_config(spec) | {
+        "_class_name": "UNet2DConditionModel",
+        "in_channels": 3,
+        "out_channels": 6,
+        "down_block_types": [nets.ATTENDING_DOWN if attend else nets.PLAIN_DOWN for attend in attends],
+        "mid_block_type": nets.ATTENDING_MIDDLE,
+        "up_block_types": [nets.ATTENDING_UP if attend else nets.PLAIN_UP for attend in reversed(attends)],
+        "cross_attention_dim": spec.context_width,
+        "attention_head_dim": spec.head_channels,
+        "resnet_time_scale_shift": "scale_shift",
+        "class_embed_type": "identity",
+    }
+    projection = {
+        "_class_name": "UnCLIPTextProjModel",
+        "clip_embeddings_dim": spec.embed_dim,
+        "clip_extra_context_tokens": spec.image_tokens,
+        "cross_attention_dim": spec.context_width,
+        "time_embed_dim": 4 * spec.channels,
+    }
+    return config, projection
+
+
+def upsampler_config(spec: UNetSpec) -> dict[str, Any]:
+    """The config of a super-resolution `UNet2DModel`."""
+    levels = len(spec.channel_mult)
+    return _unet_config(spec) | {
+        "_class_name": "UNet2DModel",
+        "in_channels": 6,
+        "out_channels": 3,
+        "down_block_types": [nets.PLAIN_DOWN] * levels,
+        "up_block_types": [nets.PLAIN_UP] * levels,
+        "add_attention": False,
+        "resnet_time_scale_shift": "default",
+    }
+
+
+def _unet_config(spec: UNetSpec) -> dict[str, Any]:
+    return {
+        "sample_size": spec.image_size,
+        "block_out_channels": [spec.channels * multiplier for multiplier in spec.channel_mult],
+        "layers_per_block": spec.depth,
+        "norm_num_groups": spec.groups,
+        "norm_eps": 1e-5,
+        "act_fn": "silu",
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+    }
+
+
+def _write_scheduler(bundle: Bundle, name: str, folder: Path, index: dict[str, Any]) -> None:
+    process = cast(ProcessSpec, bundle.part(name).process)
+    predictions = {"eps": "epsilon", "x0": "sample"}
+    variances = {"small": "fixed_small_log", "learned_range": "learned_range"}
+    if process.schedule != "cosine" or process.prediction not in predictions or process.variance not in variances:
+        raise UserError(f"{name}: UnCLIPScheduler has no words for {to_json(process)}; it is not exported")
+    limit = bundle.sampling[name].limit if name in bundle.sampling else None
+    config = {
+        "_class_name": "UnCLIPScheduler",
+        "beta_schedule": "squaredcos_cap_v2",
+        "num_train_timesteps": process.num_steps,
+        "prediction_type": predictions[process.prediction],
+        "variance_type": variances[process.variance],
+        "clip_sample": limit is not None or name != "prior",
+        "clip_sample_range": limit if limit is not None else 1.0,
+    }
+    folder.mkdir()
+    _write_json(folder / "scheduler_config.json", config)
+    index[folder.name] = [DIFFUSERS, "UnCLIPScheduler"]
+
+
+def _check(name: str, spec: Spec, back: Spec) -> None:
+    """Refuses a spec that does not survive being written as their config and read again."""
+    mine, theirs = (to_json(dataclasses.replace(each, **RUNNING)) for each in (spec, back))
+    for field, value in mine.items():
+        if value != theirs[field]:
+            raise UserError(f"{name}: {field} is {value!r}, for which diffusers has no words; it is not exported")
+
+
+def _write(
+    folder: Path, config: dict[str, Any], entries: Sequence[Entry], weights: Mapping[str, Any], stem: str
+) -> None:
+    folder.mkdir(exist_ok=True)
+    _write_json(folder / "config.json", config)
+    tensors = export_tensors(entries, weights)
+    stored = {name: Stored(np.dtype(np.float32), value, f"{folder.name}: {name}") for name, value in tensors.items()}
+    write_safetensors(folder / f"{stem}.safetensors", stored, "pt")
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
