@@ -1,6 +1,5 @@
 """The PyTorch side: Karlo's pipelines of diffusers with seeded random weights, at sizes that run in seconds."""
 
-import json
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,35 +24,15 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from tests.convert.tokenizer import CONTEXT, write_clip_tokenizer
 from tests.parity.weights import weight
 
 T = TypeVar("T", bound=torch.nn.Module)
-CONTEXT = 77
-WORDS = ("red", "green", "blue", "circle", "square", "above", "below", "left", "right", "the", "photo", "of")
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
-    """A byte-pair tokenizer in CLIP's format: its alphabet, a few words, and "!" to pad with, as Karlo has it."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    alphabet = ["!", *sorted(set(ByteLevel.alphabet()) - {"!"})]
-    tokens, merges = [*alphabet, *(f"{letter}</w>" for letter in alphabet)], []
-    for word in WORDS:
-        left = word[0]
-        for i, letter in enumerate(word[1:], 1):
-            right = letter if i < len(word) - 1 else f"{letter}</w>"
-            if (pair := f"{left} {right}") not in merges:
-                merges.append(pair)
-            left += right
-            if left not in tokens:
-                tokens.append(left)
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    config = special | {"pad_token": "!", "model_max_length": CONTEXT, "tokenizer_class": "CLIPTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    """CLIP's kind of tokenizer, padded with "!" as Karlo's is."""
+    write_clip_tokenizer(folder)
     return CLIPTokenizer.from_pretrained(str(folder))
 
 

@@ -34,7 +34,7 @@ class Stored:
         """The array in its stored dtype; UserError where a number is not finite, or too large for it."""
         value = np.asarray(self.value)
         with np.errstate(over="ignore"):
-            stored = value.astype(self.dtype, order="C")
+            stored = value.astype(self.dtype, order="C", copy=False)
         if not np.isfinite(stored).all():
             if np.isfinite(value).all():
                 raise UserError(f"{self.name} does not fit in {self.dtype.name}; store it as bfloat16")

@@ -94,7 +94,7 @@ def export_tensors(entries: Sequence[Entry], params: Mapping[str, Any]) -> dict[
         shape = to_theirs(_blank(tuple(value.shape))).shape
 
         def read(to_theirs=to_theirs, value=value) -> np.ndarray:
-            return np.ascontiguousarray(to_theirs(np.asarray(value)))
+            return np.asarray(to_theirs(np.asarray(value)), order="C")
 
         exported[entry.theirs] = LazyArray(shape, np.dtype(value.dtype), read)
     return exported

@@ -34,6 +34,10 @@ _DTYPES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+# What the pickle module raises when it is given something else than a pickle, and ours for one that contains itself.
+_UNREADABLE = (
+    pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, KeyError, IndexError, RecursionError,
+)  # fmt: skip
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
@@ -113,6 +117,10 @@ class TorchFile:
                 if archive.getinfo(pickles[0]).file_size > MAX_PICKLE_BYTES:
                     raise UserError(f"{path} has a pickle of over 256 MiB, which no state_dict needs; it is not read")
                 root = _TensorsOnly(io.BytesIO(archive.read(pickles[0])), path).load()
+                if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
+                    root = root["state_dict"]
+                self._tensors: dict[str, _Tensor] = {}
+                self._collect(root, "")
                 self._infos = {info.filename: info for info in archive.infolist()}
             self._data = pickles[0].removesuffix("data.pkl") + "data/"
             order = self._infos.get(pickles[0].removesuffix("data.pkl") + "byteorder")
@@ -124,19 +132,15 @@ class TorchFile:
             raise UserError(
                 f"{path} is truncated or no zip archive ({error}); copy it again, or save it with torch 1.6 or later"
             ) from error
-        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
+        except _UNREADABLE as error:
             raise UserError(f"{path} holds a pickle that cannot be read ({error}); copy it again") from error
-        if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
-            root = root["state_dict"]
-        self._tensors: dict[str, _Tensor] = {}
-        self._collect(root, "")
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
         storage = tensor.storage
         last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-        inside = 0 <= tensor.offset and min(tensor.strides, default=0) >= 0 and last < storage.length
+        inside = tensor.offset >= 0 and min(tensor.strides, default=0) >= 0 and last < storage.length
         size = math.prod(tensor.shape)
         if size and not inside:
             raise UserError(f"{self.path}: tensor {name} reaches beyond its storage; copy the file again")

@@ -1,0 +1,48 @@
+"""Importing holds one tensor at a time: what a model needs in memory does not grow with the model."""
+
+import dataclasses
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from unclip_jax.bundle import Bundle
+from unclip_jax.bundle.parts import unflatten
+from unclip_jax.convert.export import export_karlo
+from unclip_jax.convert.mapping import LazyArray, wanted
+
+IMPORT = """
+import resource, sys
+from unclip_jax.convert import __main__ as convert
+if len(sys.argv) > 1:
+    convert.main()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peak_kilobytes(*words) -> int:
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT, *map(str, words)], capture_output=True, text=True, check=True
+    )
+    return int(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(resource.getpagesize() != 4096, reason="counts pages as x86 and most of ARM have them")
+def test_peak_memory_of_an_import(karlo_bundle, tmp_path):
+    prior = karlo_bundle.parts["prior"]
+    large = dataclasses.replace(prior, spec=dataclasses.replace(prior.spec, width=512, depth=16), params={})
+    params = {
+        name: LazyArray(shape, np.dtype(np.float32), lambda shape=shape: np.full(shape, 0.5, np.float32))
+        for name, shape in wanted(large).items()
+    }
+    large = dataclasses.replace(large, params=unflatten(params))
+    bundle: Bundle = dataclasses.replace(karlo_bundle, parts=karlo_bundle.parts | {"prior": large})
+    export_karlo(bundle, tmp_path / "hub")
+    largest = max(path.stat().st_size for path in (tmp_path / "hub").rglob("*.safetensors"))
+    assert largest > 200e6
+    peak = peak_kilobytes("karlo", tmp_path / "hub", tmp_path / "out") - peak_kilobytes()
+    # Far below the file: nothing but the program's own working set.
+    assert 1024 * peak < 0.8 * largest
