@@ -12,7 +12,7 @@ is the same picture whatever the batch size.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,17 +51,31 @@ def default_settings(bundle: Bundle) -> dict[str, StageSettings]:
     return {name: bundle.sampling.get(name, StageSettings()) for name in order}
 
 
-def stages_until(bundle: Bundle, stop_at: int | None) -> list[str]:
-    """The parts that run to reach images of `stop_at` px; all of them for None. UserError for another size."""
-    names = list(default_settings(bundle))
-    for name in ("clip", "prior", "decoder"):
+def stages_until(bundle: Bundle, stop_at: int | None, first: Literal["prior", "decoder"] = "prior") -> list[str]:
+    """The parts that run from `first` to images of `stop_at` px; to the end for None. UserError for another size."""
+    names = [name for name in default_settings(bundle) if first == "prior" or name != "prior"]
+    for name in ("clip", first, "decoder"):
         bundle.part(name)
     if stop_at is None:
         return names
-    sizes = [cast(UNetSpec, bundle.parts[name].spec).image_size for name in names if name != "prior"]
+    sizes = {cast(UNetSpec, bundle.parts[name].spec).image_size: i for i, name in enumerate(names) if name != "prior"}
     if stop_at not in sizes:
         raise UserError(f"stop_at is {stop_at}; bundle {bundle.name} makes {', '.join(map(str, sizes))} px")
-    return names[: sizes.index(stop_at) + 2]
+    return names[: sizes[stop_at] + 1]
+
+
+def choose_settings(
+    bundle: Bundle, names: list[str], settings: dict[str, StageSettings] | None
+) -> dict[str, StageSettings]:
+    """The bundle's settings with `settings` on top, checked for the parts `names`."""
+    chosen = default_settings(bundle)
+    for name, how in (settings or {}).items():
+        if name not in chosen:
+            raise UserError(f"settings for {name}, which bundle {bundle.name} has not; {suggest(name, list(chosen))}")
+        chosen[name] = how
+    for name in names:
+        chosen[name].check(name, cast(ProcessSpec, bundle.parts[name].process))
+    return chosen
 
 
 def cascade(
@@ -85,34 +99,47 @@ def cascade(
     Raises:
         UserError: a setting is out of range, or the bundle lacks a part.
     """
-    names = stages_until(bundle, stop_at)
-    chosen = default_settings(bundle)
-    for name, how in (settings or {}).items():
-        if name not in chosen:
-            raise UserError(f"settings for {name}, which bundle {bundle.name} has not; {suggest(name, list(chosen))}")
-        chosen[name] = how
-    for name in names:
-        chosen[name].check(name, cast(ProcessSpec, bundle.parts[name].process))
+    chosen = choose_settings(bundle, stages_until(bundle, stop_at), settings)
     if indices is None:
         indices = jnp.arange(len(tokens))
-    z_i, image = None, None
+    count = chosen["prior"].num_candidates
+    candidates = (indices[:, None] * count + jnp.arange(count)).reshape(-1)
+    noise = KeyNoise(key=jax.random.fold_in(key, PRIOR_STREAM), indices=candidates)
+    z_i = draw_embedding(bundle, tokens, mask, noise, chosen["prior"])
+    yield Drawn("prior", z_i)
+    yield from decode(bundle, z_i, tokens, mask, key, indices=indices, settings=chosen, stop_at=stop_at)
+
+
+def decode(
+    bundle: Bundle,
+    z_i: Float[Array, "b d"],
+    tokens: Int[Array, "b n"],
+    mask: Bool[Array, "b n"],
+    key: Key[Array, ""],
+    *,
+    captioned: bool = True,
+    indices: Int[Array, " b"] | None = None,
+    settings: dict[str, StageSettings] | None = None,
+    stop_at: int | None = None,
+) -> Iterator[Drawn]:
+    """The cascade from embeddings on: equations (2) and (3); arguments as in `cascade`.
+
+    Args:
+        captioned: False hides the captions from the decoder, as guidance does on its other side.
+    """
+    names = stages_until(bundle, stop_at, "decoder")
+    chosen = choose_settings(bundle, names, settings)
+    if indices is None:
+        indices = jnp.arange(len(z_i))
+    image = None
     for name in names:
-        part, how = bundle.parts[name], chosen[name]
-        if name == "prior":
-            count = how.num_candidates
-            candidates = (indices[:, None] * count + jnp.arange(count)).reshape(-1)
-            noise = KeyNoise(key=jax.random.fold_in(key, PRIOR_STREAM), indices=candidates)
-            z_i = draw_embedding(bundle, tokens, mask, noise, how)
-            yield Drawn(name, z_i)
-        elif name == "decoder":
-            noise = KeyNoise(key=jax.random.fold_in(key, DECODER_STREAM), indices=indices)
-            image = draw_image(bundle, cast(Array, z_i), tokens, mask, noise, how)
-            yield Drawn(name, image)
+        stream = DECODER_STREAM if name == "decoder" else UPSAMPLER_STREAM + int(name.removeprefix("upsampler_"))
+        noise = KeyNoise(key=jax.random.fold_in(key, stream), indices=indices)
+        if name == "decoder":
+            image = draw_image(bundle, z_i, tokens, mask, noise, chosen[name], captioned=captioned)
         else:
-            stream = UPSAMPLER_STREAM + int(name.removeprefix("upsampler_"))
-            noise = KeyNoise(key=jax.random.fold_in(key, stream), indices=indices)
-            image = upsample(part, cast(Array, image), noise, how)
-            yield Drawn(name, image)
+            image = upsample(bundle.parts[name], cast(Array, image), noise, chosen[name])
+        yield Drawn(name, image)
 
 
 def draw_embedding(
@@ -131,11 +158,13 @@ def draw_image(
     mask: Bool[Array, "b n"],
     noise: NoiseSource,
     how: StageSettings,
+    *,
+    captioned: bool = True,
 ) -> Float[Array, "b h w 3"]:
-    """Equation (2): images of the decoder's size."""
+    """Equation (2): images of the decoder's size; without captions if they are not to count."""
     part, clip_part = bundle.part("decoder"), bundle.part("clip")
     weights = part.params, clip_part.params
-    return _decoder_program(_static(part), clip_part.spec, how, *weights, z_i, tokens, mask, noise)
+    return _decoder_program(_static(part), clip_part.spec, how, captioned, *weights, z_i, tokens, mask, noise)
 
 
 def upsample(
@@ -194,11 +223,12 @@ def _prior_program(
     return jnp.take_along_axis(z_i, best[:, None, None], axis=1)[:, 0]
 
 
-@_program(3)
+@_program(4)
 def _decoder_program(
     static: _Static,
     clip_spec: CLIPSpec,
     how: StageSettings,
+    captioned: bool,
     params: Params,
     clip_params: Params,
     z_i: Array,
@@ -208,6 +238,8 @@ def _decoder_program(
 ) -> Array:
     spec = cast(UNetSpec, static[0])
     cond = decoder_cond(spec, clip_spec, clip_params, z_i, tokens, mask)
+    if not captioned and cond.drop_text is not None:
+        cond = dataclasses.replace(cond, drop_text=jnp.ones_like(cond.drop_text))
     return _draw_pixels(static, how, params, cond, noise, len(z_i))
 
 
