@@ -7,7 +7,7 @@ import numpy as np
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal numbers that depend on name and shape alone."""
-    return np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    return np.asarray(np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape), np.float32)
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -18,6 +18,6 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if len(shape) < 2 and "norm" in name and name.endswith("weight"):
         return 1 + 0.1 * noise
     if len(shape) < 2:
-        return 0.1 * noise
+        return np.asarray(0.1 * noise, np.float32)
     # The deviation of torch's own initialisation.
     return (noise / np.sqrt(3 * np.prod(shape[1:]))).astype(np.float32)

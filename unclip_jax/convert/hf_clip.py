@@ -167,7 +167,11 @@ def import_clip(folder: Path, name: str, license: str) -> tuple[Bundle, list[Acc
         embedding="raw",
         **read_image_statistics(folder / "preprocessor_config.json"),
     )
-    part, accounts = clip_part(spec, [(find_weights(folder, "model"), names(spec))])
+    tensors, entries = find_weights(folder, "model"), names(spec)
+    if kind != "clip" and not any(name.startswith(("text_model.", "vision_model.")) for name in tensors.shapes):
+        # transformers 5 names a tower without projection from its own root.
+        entries = [dataclasses.replace(entry, theirs=entry.theirs.partition(".")[2]) for entry in entries]
+    part, accounts = clip_part(spec, [(tensors, entries)])
     bundle = Bundle(
         name=name, license=license, description=f"imported {kind}", parts={"clip": part}, tokenizer=tokenizer
     )
