@@ -6,9 +6,14 @@ STAMP := $(VENV)/.stamp
 # More workers than this spend their time importing jax.
 WORKERS ?= 4
 PYTEST_ARGS ?=
+# torch for `make parity`; a CPU wheel is enough.
+TORCH ?= torch==2.13.0
+PARITY_VENV := .venv-parity
+PARITY_PY := $(PARITY_VENV)/bin/python
+PARITY_STAMP := $(PARITY_VENV)/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench train-demo clean
+.PHONY: help demo test lint bench parity train-demo clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,9 +38,19 @@ lint: $(STAMP)  ## style and types
 bench: $(STAMP)  ## compile time, step time and memory of every stage
 	$(PY) -m benchmarks.stages
 
+$(PARITY_STAMP): requirements.txt pyproject.toml
+	test -x $(PARITY_PY) || $(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(PARITY_PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,parity]'
+	@touch $@
+
+parity: $(PARITY_STAMP)  ## compare with PyTorch, in .venv-parity: tests, then a table of errors and times
+	$(PARITY_PY) -m pytest tests/parity $(PYTEST_ARGS)
+	$(PARITY_PY) -m tests.parity.table --size mid
+
 train-demo: $(STAMP)  ## train the demo bundle from nothing, on a CPU
 	PYTHON=$(PY) bash train/launch/demo.sh
 
 clean:  ## remove .venv, caches and out/
-	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PARITY_VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

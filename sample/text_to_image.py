@@ -88,7 +88,7 @@ def main() -> None:
     """Reads the options, draws, saves."""
     options: Options = command_line.parse(Options, prog="python -m sample.text_to_image", description=__doc__)
     compilation_cache.enable()
-    prompts = read_prompts(options)
+    prompts = read_prompts(options.prompt, options.prompts)
     if options.num_images < 1:
         raise UserError(f"num_images is {options.num_images}; it must be at least 1")
     if options.out.suffix.lower() not in ("", ".png"):
@@ -117,17 +117,17 @@ def report(progress: Progress) -> None:
     print(f"{of}: {stage} in {progress.seconds:.1f} s", file=sys.stderr)
 
 
-def read_prompts(options: Options) -> list[str]:
+def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
     """The prompt, or the non-empty lines of the file, or one empty prompt."""
-    if (options.prompt is None) == (options.prompts is None):
+    if (prompt is None) == (file is None):
         raise UserError('give a prompt, as in "a red circle", or a file of them with --prompts')
-    if options.prompts is None:
-        lines = [options.prompt or ""]
+    if file is None:
+        lines = [prompt or ""]
     else:
         try:
-            lines = options.prompts.read_text(encoding="utf-8-sig").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {options.prompts}: {error}; give a UTF-8 text file") from error
+            raise UserError(f"cannot read {file}: {error}; give a UTF-8 text file") from error
     return [line.strip() for line in lines if line.strip()] or [""]
 
 

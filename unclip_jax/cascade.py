@@ -102,10 +102,7 @@ def cascade(
     chosen = choose_settings(bundle, stages_until(bundle, stop_at), settings)
     if indices is None:
         indices = jnp.arange(len(tokens))
-    count = chosen["prior"].num_candidates
-    candidates = (indices[:, None] * count + jnp.arange(count)).reshape(-1)
-    noise = KeyNoise(key=jax.random.fold_in(key, PRIOR_STREAM), indices=candidates)
-    z_i = draw_embedding(bundle, tokens, mask, noise, chosen["prior"])
+    z_i = draw_embedding(bundle, tokens, mask, prior_noise(key, indices, chosen["prior"]), chosen["prior"])
     yield Drawn("prior", z_i)
     yield from decode(bundle, z_i, tokens, mask, key, indices=indices, settings=chosen, stop_at=stop_at)
 
@@ -140,6 +137,12 @@ def decode(
         else:
             image = upsample(bundle.parts[name], cast(Array, image), noise, chosen[name])
         yield Drawn(name, image)
+
+
+def prior_noise(key: Key[Array, ""], indices: Int[Array, " b"], how: StageSettings) -> KeyNoise:
+    """The prior's noise in a request with that key: for each image's candidates, side by side."""
+    candidates = (indices[:, None] * how.num_candidates + jnp.arange(how.num_candidates)).reshape(-1)
+    return KeyNoise(key=jax.random.fold_in(key, PRIOR_STREAM), indices=candidates)
 
 
 def draw_embedding(

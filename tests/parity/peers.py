@@ -1,5 +1,6 @@
 """The PyTorch side: Karlo's pipelines of diffusers with seeded random weights, at sizes that run in seconds."""
 
+import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,51 +87,138 @@ def clip(vocab_size: int, hidden_act: str, eos_token_id: int) -> CLIPModel:
     return fill(CLIPModel(config), "clip")
 
 
-def karlo(folder: Path) -> UnCLIPPipeline:
-    """A whole pipeline, every part with every feature of the real one."""
-    names = tokenizer(folder / "tokenizer")
-    decoder = UNet2DConditionModel(
-        sample_size=16,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """What makes a Karlo large: the defaults run in seconds on one core."""
+
+    embed_dim: int = 32
+    text_heads: int = 4
+    text_layers: int = 2
+    prior_heads: int = 4
+    prior_head_dim: int = 12
+    prior_layers: int = 3
+    channels: tuple[int, ...] = (32, 64, 96)
+    layers_per_block: int = 2
+    context_width: int = 48
+    head_channels: int = 16
+    decoder_size: int = 16
+    upsampler_channels: tuple[int, ...] = (32, 64, 96)
+    upsampler_size: int = 32
+
+
+SMALL = Size()
+MID = Size(
+    embed_dim=768,
+    text_heads=12,
+    text_layers=6,
+    prior_heads=16,
+    prior_head_dim=64,
+    prior_layers=10,
+    channels=(128, 256, 384, 512),
+    context_width=768,
+    head_channels=64,
+    decoder_size=64,
+    upsampler_channels=(64, 128, 192, 256),
+    upsampler_size=128,
+)
+"""A tenth of the real one's parameters, with its head width and its depth of levels."""
+
+FULL = Size(
+    embed_dim=768,
+    text_heads=12,
+    text_layers=12,
+    prior_heads=32,
+    prior_head_dim=64,
+    prior_layers=20,
+    channels=(320, 640, 960, 1280),
+    layers_per_block=3,
+    context_width=1536,
+    head_channels=64,
+    decoder_size=64,
+    upsampler_channels=(320, 640, 960, 1280),
+    upsampler_size=256,
+)
+"""The published sizes: 1.02 B parameters in the prior, 0.885 B in the decoder, 0.69 B twice in the upsampler."""
+
+
+def prior(size: Size = SMALL) -> PriorTransformer:
+    """The prior alone."""
+    network = PriorTransformer(
+        num_attention_heads=size.prior_heads,
+        attention_head_dim=size.prior_head_dim,
+        num_layers=size.prior_layers,
+        embedding_dim=size.embed_dim,
+        num_embeddings=CONTEXT,
+    )
+    return fill(network, "prior")
+
+
+def decoder(size: Size = SMALL) -> UNet2DConditionModel:
+    """The decoder's U-Net alone; all levels but the first attend."""
+    levels = len(size.channels)
+    network = UNet2DConditionModel(
+        sample_size=size.decoder_size,
         in_channels=3,
         out_channels=6,
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"),
+        down_block_types=("ResnetDownsampleBlock2D", *("SimpleCrossAttnDownBlock2D",) * (levels - 1)),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        up_block_types=("SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        block_out_channels=(32, 64, 96),
-        layers_per_block=2,
-        cross_attention_dim=48,
-        attention_head_dim=16,
+        up_block_types=(*("SimpleCrossAttnUpBlock2D",) * (levels - 1), "ResnetUpsampleBlock2D"),
+        block_out_channels=size.channels,
+        layers_per_block=size.layers_per_block,
+        cross_attention_dim=size.context_width,
+        attention_head_dim=size.head_channels,
         resnet_time_scale_shift="scale_shift",
         class_embed_type="identity",
     )
+    return fill(network, "decoder")
 
-    def super_res() -> UNet2DModel:
-        return UNet2DModel(
-            sample_size=32,
-            in_channels=6,
-            out_channels=3,
-            down_block_types=("ResnetDownsampleBlock2D",) * 3,
-            up_block_types=("ResnetUpsampleBlock2D",) * 3,
-            block_out_channels=(32, 64, 96),
-            layers_per_block=2,
-            add_attention=False,
-            resnet_time_scale_shift="default",
-        )
 
-    parts = {
-        "prior": PriorTransformer(
-            num_attention_heads=4, attention_head_dim=12, num_layers=3, embedding_dim=32, num_embeddings=CONTEXT
-        ),
-        "decoder": decoder,
-        "text_encoder": CLIPTextModelWithProjection(text_config(len(names))),
-        "text_proj": UnCLIPTextProjModel(
-            clip_embeddings_dim=32, time_embed_dim=128, cross_attention_dim=48, clip_extra_context_tokens=4
-        ),
-        "super_res_first": super_res(),
-        "super_res_last": super_res(),
-    }
+def text_proj(size: Size = SMALL) -> UnCLIPTextProjModel:
+    """What prepares the decoder's conditions."""
+    network = UnCLIPTextProjModel(
+        clip_embeddings_dim=size.embed_dim,
+        time_embed_dim=4 * size.channels[0],
+        cross_attention_dim=size.context_width,
+        clip_extra_context_tokens=4,
+    )
+    return fill(network, "text_proj")
+
+
+def super_res(name: str, size: Size = SMALL) -> UNet2DModel:
+    """One of the two super-resolution networks."""
+    levels = len(size.upsampler_channels)
+    network = UNet2DModel(
+        sample_size=size.upsampler_size,
+        in_channels=6,
+        out_channels=3,
+        down_block_types=("ResnetDownsampleBlock2D",) * levels,
+        up_block_types=("ResnetUpsampleBlock2D",) * levels,
+        block_out_channels=size.upsampler_channels,
+        layers_per_block=size.layers_per_block,
+        add_attention=False,
+        resnet_time_scale_shift="default",
+    )
+    return fill(network, name)
+
+
+def karlo(folder: Path, size: Size = SMALL) -> UnCLIPPipeline:
+    """A whole pipeline, every part with every feature of the real one."""
+    names = tokenizer(folder / "tokenizer")
+    text = text_config(
+        len(names),
+        hidden_size=size.embed_dim,
+        intermediate_size=4 * size.embed_dim,
+        projection_dim=size.embed_dim,
+        num_hidden_layers=size.text_layers,
+        num_attention_heads=size.text_heads,
+    )
     pipeline = UnCLIPPipeline(
-        **{name: fill(part, name) for name, part in parts.items()},
+        prior=prior(size),
+        decoder=decoder(size),
+        text_encoder=fill(CLIPTextModelWithProjection(text), "text_encoder"),
+        text_proj=text_proj(size),
+        super_res_first=super_res("super_res_first", size),
+        super_res_last=super_res("super_res_last", size),
         tokenizer=names,
         prior_scheduler=UnCLIPScheduler(prediction_type="sample", clip_sample_range=5.0),
         decoder_scheduler=UnCLIPScheduler(variance_type="learned_range"),

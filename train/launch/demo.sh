@@ -6,10 +6,13 @@ python=${PYTHON:-python}
 "$python" -m train.clip shapes
 "$python" -m train.prior shapes
 "$python" -m train.decoder shapes
+# As many steps again from where that one ended, at a rate that rises once more and falls to 0.
+"$python" -m train.decoder shapes --run.workdir runs/shapes/decoder_2 --start-from runs/shapes/decoder \
+  --optim.learning-rate 3e-3
 "$python" -m train.upsampler shapes-64
 "$python" -m train.upsampler shapes-128
 "$python" -m unclip_jax.bundle pack unclip_jax/assets/demo --overwrite --dtype float16 \
   --name demo --license Apache-2.0 \
   --description "A small cascade trained on captioned shapes: one or two coloured shapes, 128 px." \
-  --clip runs/shapes/clip --prior runs/shapes/prior --decoder runs/shapes/decoder \
+  --clip runs/shapes/clip --prior runs/shapes/prior --decoder runs/shapes/decoder_2 \
   --upsamplers runs/shapes/upsampler_64 runs/shapes/upsampler_128

@@ -1,6 +1,6 @@
 """The demo: a whole cascade on captioned shapes, CLIP to 128 px, for two CPU cores and an afternoon.
 
-COMMAND   make train-demo                     (all five stages, then the bundle)
+COMMAND   make train-demo                     (all five stages, the decoder twice, then the bundle)
 DATA      60,000 captioned shapes at 128 px; six colour-shape pairs are never in it
 
 What has to be learnt is who is where, and a bag of words does not say it: "a red circle above a blue square" has the

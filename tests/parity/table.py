@@ -1,0 +1,240 @@
+"""The table of docs/parity.md: how closely each part of Karlo agrees with PyTorch's, and how fast either is.
+
+    python -m tests.parity.table --size mid --threads 2
+
+Both sides get the same weights and inputs, in float32, and run in turn; times are medians of several rounds, the ratio
+is theirs over ours, so that above 1 ours is faster.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    part: str
+    parameters: int
+    max_error: float
+    mean_error: float
+    theirs: list[float]
+    ours: list[float]
+
+    def __str__(self) -> str:
+        ratios = [their / our for their, our in zip(self.theirs, self.ours, strict=True)]
+        return (
+            f"| {self.part} | {self.parameters / 1e6:,.1f} M | {self.max_error:.1e} | {self.mean_error:.1e} "
+            f"| {statistics.median(self.theirs):.3f} | {statistics.median(self.ours):.3f} "
+            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |"
+        )
+
+
+HEADER = (
+    "| part | parameters | largest error | mean error | torch, s | ours, s | ratio (range) |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line; read before jax and torch count the cores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("small", "mid"), default="mid", help="of the networks")
+    parser.add_argument("--threads", type=int, default=2, help="of either side")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each side, in turn")
+    return parser.parse_args()
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and the result once it is there."""
+    import jax
+
+    start = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return time.perf_counter() - start, result
+
+
+def row(part: str, parameters: int, theirs: Callable, ours: Callable, rounds: int) -> Row:
+    """Runs both sides in turn after one round each that does not count."""
+    import numpy as np
+
+    expected, got = np.asarray(theirs()), np.asarray(ours())
+    error = np.abs(got - expected) / np.abs(expected).max()
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for side, call in enumerate((theirs, ours)):
+            seconds[side].append(timed(call)[0])
+    return Row(part, parameters, float(error.max()), float(error.mean()), *seconds)
+
+
+def rows(size: str, rounds: int):
+    """The rows, one after another as they are measured."""
+    import dataclasses as dc
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+
+    from tests.parity import peers
+    from tests.parity.compare import CAPTIONS, scheduler_noise, tape, to_ours, to_torch
+    from tests.parity.weights import draw
+    from unclip_jax.bundle import store
+    from unclip_jax.bundle.parts import flatten
+    from unclip_jax.cascade import draw_embedding, draw_image, upsample
+    from unclip_jax.conditioning import decoder_cond, prior_cond
+    from unclip_jax.convert.karlo import import_karlo
+    from unclip_jax.models import clip, prior, unet
+    from unclip_jax.models.unet import UNetCond
+
+    sizes = {"small": peers.SMALL, "mid": peers.MID}[size]
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = peers.karlo(Path(folder) / "tokenizer", sizes)
+        pipeline.save_pretrained(Path(folder) / "hub")
+        imported, _ = import_karlo(Path(folder) / "hub", "karlo")
+        store.save(imported, Path(folder) / "bundle")
+        bundle = store.load(Path(folder) / "bundle")
+
+    def count(params: Any) -> int:
+        return sum(int(np.prod(leaf.shape)) for leaf in flatten(params).values())
+
+    def channels_last(function: Callable[[], torch.Tensor]) -> Callable[[], np.ndarray]:
+        def call() -> np.ndarray:
+            with torch.no_grad():
+                return np.asarray(to_ours(function()))
+
+        return call
+
+    encoded = bundle.tokenizer.encode(CAPTIONS, peers.CONTEXT)
+    tokens, mask = jnp.asarray(encoded.tokens), jnp.asarray(encoded.mask)
+    their_tokens, their_mask = torch.from_numpy(encoded.tokens).long(), torch.from_numpy(encoded.mask)
+    clip_part, prior_part, decoder_part, upsampler_part = (
+        bundle.part(name) for name in ("clip", "prior", "decoder", "upsampler_0")
+    )
+    t = jnp.asarray([5, 700])
+    their_t = torch.tensor([5, 700])
+
+    encode = jax.jit(functools.partial(clip.encode_text, clip_part.spec))
+    yield row(
+        "text encoder",
+        count(clip_part.params),
+        channels_last(lambda: pipeline.text_encoder(their_tokens).last_hidden_state),
+        lambda: encode(clip_part.params, tokens).hidden,
+        rounds,
+    )
+
+    with torch.no_grad():
+        caption = pipeline.text_encoder(their_tokens)
+    x_t = draw("x_t", (2, sizes.embed_dim))
+    cond = prior_cond(prior_part.spec, clip_part.spec, clip_part.params, tokens, mask)
+    apply_prior = jax.jit(functools.partial(prior.apply, prior_part.spec))
+    yield row(
+        "prior",
+        count(prior_part.params),
+        channels_last(
+            lambda: pipeline.prior(
+                torch.from_numpy(x_t), their_t, caption.text_embeds, caption.last_hidden_state, their_mask
+            ).predicted_image_embedding
+        ),
+        lambda: apply_prior(prior_part.params, jnp.asarray(x_t), t, cond),
+        rounds,
+    )
+
+    z_i = draw("z_i", (2, sizes.embed_dim))
+    pixels = draw("pixels", (2, sizes.decoder_size, sizes.decoder_size, 3))
+    cond = decoder_cond(decoder_part.spec, clip_part.spec, clip_part.params, jnp.asarray(z_i), tokens, mask)
+    apply_unet = jax.jit(unet.apply, static_argnums=0)
+
+    def their_decoder() -> torch.Tensor:
+        context, added = pipeline.text_proj(
+            image_embeddings=torch.from_numpy(z_i),
+            prompt_embeds=caption.text_embeds,
+            text_encoder_hidden_states=caption.last_hidden_state,
+            do_classifier_free_guidance=False,
+        )
+        padded = torch.nn.functional.pad(their_mask, (4, 0), value=True)
+        return pipeline.decoder(
+            to_torch(pixels), their_t, encoder_hidden_states=context, class_labels=added, attention_mask=padded
+        ).sample
+
+    yield row(
+        "text_proj and decoder",
+        count(decoder_part.params),
+        channels_last(their_decoder),
+        lambda: apply_unet(decoder_part.spec, decoder_part.params, jnp.asarray(pixels), t, cond),
+        rounds,
+    )
+
+    side = sizes.upsampler_size
+    x_large, low_res = (draw(name, (1, side, side, 3)) for name in ("x_large", "low_res"))
+    for name, expert in (("super_res_first", "expert_1"), ("super_res_last", "expert_0")):
+        both = torch.cat([to_torch(x_large), to_torch(low_res)], dim=1)
+        network, params = getattr(pipeline, name), upsampler_part.params[expert]
+        yield row(
+            name,
+            count(params),
+            channels_last(lambda network=network, both=both: network(both, their_t[:1]).sample),
+            lambda params=params: apply_unet(
+                upsampler_part.spec, params, jnp.asarray(x_large), t[:1], UNetCond(low_res=jnp.asarray(low_res))
+            ),
+            rounds,
+        )
+
+    steps = {"prior": 5, "decoder": 5, "upsampler_0": 7}
+    shapes = {
+        "prior": (2, sizes.embed_dim),
+        "decoder": (2, sizes.decoder_size, sizes.decoder_size, 3),
+        "upsampler_0": (2, side, side, 3),
+    }
+    tapes = {name: tape(i, shapes[name], steps[name]) for i, name in enumerate(steps)}
+
+    def their_pipeline() -> np.ndarray:
+        with scheduler_noise(*tapes.values()), torch.no_grad():
+            return pipeline(
+                CAPTIONS,
+                prior_num_inference_steps=steps["prior"],
+                decoder_num_inference_steps=steps["decoder"],
+                super_res_num_inference_steps=steps["upsampler_0"],
+                prior_latents=to_torch(tapes["prior"].x_T),
+                decoder_latents=to_torch(tapes["decoder"].x_T),
+                super_res_latents=to_torch(tapes["upsampler_0"].x_T),
+                output_type="np",
+            ).images
+
+    how = {name: dc.replace(each, steps=steps[name], parity=True) for name, each in bundle.sampling.items()}
+
+    def our_pipeline() -> np.ndarray:
+        z = draw_embedding(bundle, tokens, mask, tapes["prior"], how["prior"])
+        image = draw_image(bundle, z, tokens, mask, tapes["decoder"], how["decoder"])
+        image = upsample(upsampler_part, image, tapes["upsampler_0"], how["upsampler_0"])
+        return np.clip(np.asarray(image) / 2 + 0.5, 0, 1)
+
+    total = sum(count(part.params) for part in bundle.parts.values())
+    yield row("pipeline, 5 + 5 + 7 steps", total, their_pipeline, our_pipeline, max(rounds // 2, 2))
+
+
+def main() -> None:
+    """Prints the table, row by row."""
+    options = arguments()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen={options.threads > 1}"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    import torch
+
+    torch.set_num_threads(options.threads)
+    print(HEADER, flush=True)
+    for each in rows(options.size, options.rounds):
+        print(each, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
