@@ -1,0 +1,95 @@
+"""The commands of `sample/` run on an imported bundle as they run on any other."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sample import embed, text_to_image, variations
+from unclip_jax import bundle as bundles
+from unclip_jax.bundle import Bundle, Part
+from unclip_jax.errors import run_cli
+from unclip_jax.images import read_text
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def folder(karlo_bundle, clip_spec, tmp_path_factory):
+    """Karlo with an image tower besides, its weights small enough for pictures that are not all black and white."""
+    spec = dataclasses.replace(clip_spec, contrastive=False, embed_dim=64)
+    parts = karlo_bundle.parts | {"clip": Part(kind="clip", spec=spec)}
+    rng = np.random.default_rng(3)
+
+    def small(part: Part) -> Part:
+        import jax
+
+        def draw(leaf):
+            return np.asarray(rng.normal(size=leaf.shape) / np.sqrt(3 * max(np.prod(leaf.shape[:-1]), 1)), np.float32)
+
+        return dataclasses.replace(part, params=jax.tree.map(draw, part.abstract_params()), clip_identity=None)
+
+    made: Bundle = dataclasses.replace(karlo_bundle, parts={name: small(part) for name, part in parts.items()})
+    path = tmp_path_factory.mktemp("imported") / "karlo"
+    bundles.save(made, path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, folder):
+    monkeypatch.setenv("UNCLIP_JAX_NO_CACHE", "1")
+
+    def run(command, *words) -> None:
+        monkeypatch.setattr(sys, "argv", ["x", *map(str, words), "--bundle", str(folder)])
+        run_cli(command.main)
+
+    return run
+
+
+def test_text_to_image(run, tmp_path, capsys):
+    steps = ["--prior.steps", 2, "--decoder.steps", 2, "--upsamplers.steps", 3]
+    run(text_to_image, "a red circle above the blue square", "--num-images", 2, "--out", tmp_path / "x.png", *steps)
+    image = np.asarray(Image.open(tmp_path / "x.png"))
+    assert image.shape == (32, 66, 3) and (image[:, :32] != image[:, 34:]).any()
+    settings = read_text(tmp_path / "x.png")["settings"]
+    assert '"sampler": "ddpm"' in settings and '"guidance_scale": 8.0' in settings and '"limit": 5.0' in settings
+    assert "upsampler_0 (3 of 3)" in capsys.readouterr().err
+
+
+def test_variations_and_embeddings(run, tmp_path):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    words = ["--num-images", 2, "--out", tmp_path / "v.png", "--steps", 2, "--stop-at", 16]
+    run(variations, tmp_path / "red.png", *words)
+    assert np.asarray(Image.open(tmp_path / "v.png")).shape == (16, 52, 3)
+    run(embed, "a red circle", "--out", tmp_path / "z.npz", "--prior.steps", 2)
+    z_i = np.load(tmp_path / "z.npz")["z_i"]
+    # Raw embeddings, as Karlo's are, and not of length 1.
+    assert z_i.shape == (1, 64) and abs(np.linalg.norm(z_i) - 1) > 0.1
+
+
+def test_each_expert_acts_in_its_own_steps(folder):
+    import jax
+    import jax.numpy as jnp
+
+    from unclip_jax.cascade import upsample
+    from unclip_jax.diffusion.noise import KeyNoise
+    from unclip_jax.settings import StageSettings
+
+    part = bundles.load(folder).part("upsampler_0")
+    images = jnp.zeros((1, 16, 16, 3))
+    noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(1))
+
+    def draw(params, steps: int) -> np.ndarray:
+        how = StageSettings(sampler="ddpm", steps=steps)
+        return np.asarray(upsample(dataclasses.replace(part, params=params), images, noise, how))
+
+    first, last = part.params["expert_1"], part.params["expert_0"]
+    both = draw(part.params, 4)
+    alone = dataclasses.replace(part, experts=(), params=first)
+    one = np.asarray(upsample(alone, images, noise, StageSettings(sampler="ddpm", steps=4)))
+    # The last network changes the last step, and that alone: with the first in its place the two programs agree.
+    assert np.abs(both - one).max() > 1e-4
+    np.testing.assert_allclose(draw({"expert_1": first, "expert_0": first}, 4), one, atol=1e-5)
+    assert np.abs(draw({"expert_1": last, "expert_0": last}, 4) - both).max() > 1e-4
