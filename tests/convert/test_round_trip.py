@@ -71,18 +71,23 @@ def test_karlo_is_read_from_torch_files_and_shards_as_well(karlo_bundle, copy, t
     assert_same(loaded(imported, tmp_path / "out"), karlo_bundle)
 
 
-def test_karlo_variations_have_an_image_tower_and_no_prior(karlo_bundle, clip_spec, tmp_path):
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_karlo_with_an_image_tower(karlo_bundle, clip_spec, tmp_path, with_prior):
+    """Image variations have one and no prior; a bundle with both keeps both."""
     spec = dataclasses.replace(clip_spec, contrastive=False, embed_dim=64, image_mean=(0.4, 0.5, 0.6))
     clip = weights(Part(kind="clip", spec=spec), 5)
     name = bundles.identity(clip.params)
-    parts = {"clip": clip} | {key: karlo_bundle.parts[key] for key in ("decoder", "upsampler_0")}
-    for key in ("clip", "decoder"):
+    names = ("prior", "decoder", "upsampler_0") if with_prior else ("decoder", "upsampler_0")
+    parts = {"clip": clip} | {key: karlo_bundle.parts[key] for key in names}
+    for key in set(parts) - {"upsampler_0"}:
         parts[key] = dataclasses.replace(parts[key], clip_identity=name)
-    sampling = {key: karlo_bundle.sampling[key] for key in ("decoder", "upsampler_0")}
-    original = dataclasses.replace(karlo_bundle, parts=parts, sampling=sampling, stats=None)
+    sampling = {key: karlo_bundle.sampling[key] for key in names}
+    stats = karlo_bundle.stats if with_prior else None
+    original = dataclasses.replace(karlo_bundle, parts=parts, sampling=sampling, stats=stats)
     export_karlo(original, tmp_path / "hub")
     index = json.loads((tmp_path / "hub" / "model_index.json").read_text())
-    assert index["_class_name"] == "UnCLIPImageVariationPipeline" and "prior" not in index
+    assert index["_class_name"] == ("UnCLIPPipeline" if with_prior else "UnCLIPImageVariationPipeline")
+    assert ("prior" in index) == with_prior and ("image_encoder" in index) != with_prior
     imported, _ = import_karlo(tmp_path / "hub", "karlo")
     assert_same(loaded(imported, tmp_path / "out"), original)
 

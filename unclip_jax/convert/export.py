@@ -62,11 +62,13 @@ def export_karlo(bundle: Bundle, folder: Path) -> None:
         index["tokenizer"] = [TRANSFORMERS, "CLIPTokenizer"]
         write_tower(clip_spec, flatten(clip.params), "text", bundle.tokenizer, draft / "text_encoder")
         index["text_encoder"] = [TRANSFORMERS, "CLIPTextModelWithProjection"]
+        if varies or clip_spec.vision is not None:
+            # With a prior the pipeline has no place for it and leaves the folder alone; `convert karlo` reads it again.
+            write_tower(clip_spec, flatten(clip.params), "vision", bundle.tokenizer, draft / "image_encoder")
+            write_processor(clip_spec, draft / "feature_extractor")
         if varies:
             index["_class_name"] = "UnCLIPImageVariationPipeline"
-            write_tower(clip_spec, flatten(clip.params), "vision", bundle.tokenizer, draft / "image_encoder")
             index["image_encoder"] = [TRANSFORMERS, "CLIPVisionModelWithProjection"]
-            write_processor(clip_spec, draft / "feature_extractor")
             index["feature_extractor"] = [TRANSFORMERS, "CLIPImageProcessor"]
         else:
             prior, stats = bundle.part("prior"), bundle.stats

@@ -145,3 +145,11 @@ def test_weights_to_start_from(tiny_folder, tiny_bundle):
         np.testing.assert_array_equal(ours, stored)
     with pytest.raises(UserError, match="has no such upsampler"):
         common.load_start(str(tiny_folder), "upsampler", 32)
+
+
+def test_a_part_of_several_networks_is_no_start(tiny_bundle, tmp_path):
+    part = tiny_bundle.part("upsampler_0")
+    experts = dataclasses.replace(part, experts=(1,), params={f"expert_{i}": part.params for i in range(2)})
+    bundles.save(dataclasses.replace(tiny_bundle, parts=tiny_bundle.parts | {"upsampler_0": experts}), tmp_path / "x")
+    with pytest.raises(UserError, match="upsampler_0 of bundle .* is several networks"):
+        common.load_start(str(tmp_path / "x"), "upsampler", 16)

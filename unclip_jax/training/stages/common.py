@@ -162,6 +162,8 @@ def load_start(where: str, kind: Kind, image_size: int | None = None) -> Params 
     described = store.load(where, weights=False)
     for name, part in described.parts.items():
         if part.kind == kind and image_size in (None, getattr(part.spec, "image_size", None)):
+            if part.experts:
+                raise UserError(f"{name} of bundle {where} is several networks; start from a part that is one")
             return store.load(where, parts=(name,)).part(name).params
     raise UserError(f"bundle {where} has no such {kind}; start from another bundle or run")
 
