@@ -71,6 +71,18 @@ def test_karlo_is_read_from_torch_files_and_shards_as_well(karlo_bundle, copy, t
     assert_same(loaded(imported, tmp_path / "out"), karlo_bundle)
 
 
+@pytest.mark.parametrize("name", ["prior", "decoder", "upsampler_0"])
+def test_a_scheduler_that_does_not_clip(karlo_bundle, tmp_path, name):
+    free = dataclasses.replace(karlo_bundle.sampling[name], threshold="none", limit=None)
+    original = dataclasses.replace(karlo_bundle, sampling=karlo_bundle.sampling | {name: free})
+    export_karlo(original, tmp_path / "hub")
+    assert import_karlo(tmp_path / "hub", "karlo")[0].sampling == original.sampling
+    dynamic = dataclasses.replace(free, threshold="dynamic")
+    original = dataclasses.replace(karlo_bundle, sampling=karlo_bundle.sampling | {name: dynamic})
+    with pytest.raises(UserError, match=f"{name}: UnCLIPScheduler has no words for dynamic thresholds"):
+        export_karlo(original, tmp_path / "x")
+
+
 @pytest.mark.parametrize("with_prior", [False, True])
 def test_karlo_with_an_image_tower(karlo_bundle, clip_spec, tmp_path, with_prior):
     """Image variations have one and no prior; a bundle with both keeps both."""

@@ -27,6 +27,7 @@ from unclip_jax.files import replacing
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
+from unclip_jax.settings import StageSettings
 
 DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
 # How a network is computed is no property of its weights.
@@ -273,15 +274,19 @@ def _write_scheduler(bundle: Bundle, name: str, folder: Path, index: dict[str, A
     variances = {"small": "fixed_small_log", "learned_range": "learned_range"}
     if process.schedule != "cosine" or process.prediction not in predictions or process.variance not in variances:
         raise UserError(f"{name}: UnCLIPScheduler has no words for {to_json(process)}; it is not exported")
-    limit = bundle.sampling[name].limit if name in bundle.sampling else None
+    how = bundle.sampling.get(name, StageSettings())
+    if how.threshold == "dynamic":
+        raise UserError(f"{name}: UnCLIPScheduler has no words for dynamic thresholds; it is not exported")
+    # Where no limit is given, images are kept in [-1, 1] and embeddings are not kept at all.
+    limit = None if how.threshold == "none" else how.limit or (None if name == "prior" else 1.0)
     config = {
         "_class_name": "UnCLIPScheduler",
         "beta_schedule": "squaredcos_cap_v2",
         "num_train_timesteps": process.num_steps,
         "prediction_type": predictions[process.prediction],
         "variance_type": variances[process.variance],
-        "clip_sample": limit is not None or name != "prior",
-        "clip_sample_range": limit if limit is not None else 1.0,
+        "clip_sample": limit is not None,
+        "clip_sample_range": limit or 1.0,
     }
     folder.mkdir()
     _write_json(folder / "scheduler_config.json", config)

@@ -10,7 +10,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +108,7 @@ def import_towers(folder: Path, eos_id: int, processor: str = "feature_extractor
 def import_prior(folder: Path, scheduler: Path) -> tuple[Part, StageSettings, EmbeddingStats, list[Account]]:
     """A `PriorTransformer` with the statistics of z_i that it whitens by."""
     spec = nets.prior_spec(read_json(folder / "config.json"), str(folder / "config.json"))
-    process, limit = read_scheduler(scheduler, "sample", "small")
+    process, clipping = read_scheduler(scheduler, "sample", "small")
     tensors = find_weights(folder, WEIGHTS)
     entries = [*nets.prior_names(spec), *within("stats/", "", nets.STATS)]
     part = Part(kind="prior", spec=spec, process=process)
@@ -117,7 +117,7 @@ def import_prior(folder: Path, scheduler: Path) -> tuple[Part, StageSettings, Em
     mean, std = (jnp.asarray(np.asarray(value, np.float32)) for value in params.pop("stats").values())
     if not bool((std > 0).all()):
         raise UserError(f"{tensors.path}: clip_std holds zeros, so the statistics of z_i were never set; use another")
-    settings = dataclasses.replace(PRESET["prior"], limit=limit)
+    settings = dataclasses.replace(PRESET["prior"], **clipping)
     return dataclasses.replace(part, params=params), settings, EmbeddingStats(mean=mean, std=std), accounts
 
 
@@ -126,14 +126,14 @@ def import_decoder(folder: Path, text_width: int) -> tuple[Part, StageSettings, 
     where = folder / "decoder" / "config.json"
     projection = read_json(folder / "text_proj" / "config.json")
     spec = nets.decoder_spec(read_json(where), projection, str(where), text_width)
-    process, limit = read_scheduler(folder / "decoder_scheduler", "epsilon", "learned_range")
+    process, clipping = read_scheduler(folder / "decoder_scheduler", "epsilon", "learned_range")
     part = Part(kind="decoder", spec=spec, process=process)
     sources = [
         (find_weights(folder / "decoder", WEIGHTS), nets.unet_names(spec)),
         (find_weights(folder / "text_proj", WEIGHTS), nets.text_proj_names(spec)),
     ]
     params, accounts = import_params(sources, wanted(part))
-    settings = dataclasses.replace(PRESET["decoder"], limit=limit)
+    settings = dataclasses.replace(PRESET["decoder"], **clipping)
     return dataclasses.replace(part, params=params), settings, accounts
 
 
@@ -143,32 +143,45 @@ def import_upsampler(folder: Path, low_res_size: int) -> tuple[Part, StageSettin
     specs = [nets.upsampler_spec(read_json(path / "config.json"), str(path / "config.json")) for path in stages]
     if specs[0] != specs[1]:
         raise UserError(f"{stages[0]} and {stages[1]} differ in more than weights; only equal networks are known")
-    process, limit = read_scheduler(folder / "super_res_scheduler", "epsilon", "small")
+    process, clipping = read_scheduler(folder / "super_res_scheduler", "epsilon", "small")
     part = Part(kind="upsampler", spec=specs[0], process=process, low_res_size=low_res_size, experts=(1,))
     sources: list[tuple[Tensors, Sequence[Entry]]] = [
         (find_weights(path, WEIGHTS), within(f"expert_{i}/", "", nets.unet_names(specs[0])))
         for i, path in enumerate(stages)
     ]
     params, accounts = import_params(sources, wanted(part))
-    settings = dataclasses.replace(PRESET["upsampler_0"], limit=limit)
+    settings = dataclasses.replace(PRESET["upsampler_0"], **clipping)
     return dataclasses.replace(part, params=params), settings, accounts
 
 
-def read_scheduler(folder: Path, prediction: str, variance: str) -> tuple[ProcessSpec, float | None]:
-    """An `UnCLIPScheduler`'s config as a process, and the range in which it keeps x_0."""
+def read_scheduler(
+    folder: Path, prediction: Literal["sample", "epsilon"], variance: Literal["small", "learned_range"]
+) -> tuple[ProcessSpec, dict[str, Any]]:
+    """An `UnCLIPScheduler`'s config as a process, and the sampling settings that say how x_0 is kept in range."""
     path = folder / "scheduler_config.json"
-    config = read_json(path)
-    variances: dict[str, Any] = {"small": "fixed_small_log", "learned_range": "learned_range"}
-    expect(config, str(path), _class_name="UnCLIPScheduler", beta_schedule="squaredcos_cap_v2")
-    defaults = {"num_train_timesteps": 1000, "clip_sample_range": 1.0, "prediction_type": "epsilon"}
-    config = defaults | {"variance_type": "fixed_small_log"} | config
-    expect(config, str(path), prediction_type=prediction, variance_type=variances[variance])
+    defaults = {
+        "num_train_timesteps": 1000,
+        "variance_type": "fixed_small_log",
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+        "prediction_type": "epsilon",
+        "beta_schedule": "squaredcos_cap_v2",
+    }
+    config = defaults | read_json(path)
+    expect(
+        config,
+        str(path),
+        _class_name="UnCLIPScheduler",
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=prediction,
+        variance_type="fixed_small_log" if variance == "small" else variance,
+    )
     process = ProcessSpec(
         schedule="cosine",
         num_steps=field(config, "num_train_timesteps", int, str(path)),
         prediction="x0" if prediction == "sample" else "eps",
-        variance="small" if variance == "small" else "learned_range",
+        variance=variance,
     )
-    limit = field(config, "clip_sample_range", float, str(path))
-    return process, limit if config.get("clip_sample", True) else None
-
+    if not field(config, "clip_sample", bool, str(path)):
+        return process, {"threshold": "none"}
+    return process, {"limit": field(config, "clip_sample_range", float, str(path))}

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from unclip_jax.bundle.parts import Bundle, Part, identity
 from unclip_jax.convert import open_clip
-from unclip_jax.convert.hf_clip import read_tokenizer
 from unclip_jax.convert.karlo import LICENSE, PRESET
 from unclip_jax.convert.layouts import (
     LINEAR,
@@ -86,7 +85,7 @@ def import_karlo_original(
         description="imported from Karlo's original checkpoints",
         parts=parts,
         sampling=sampling,
-        tokenizer=read_tokenizer(tokenizer_folder),
+        tokenizer=clip.tokenizer,
         stats=stats,
     )
     return bundle, [*accounts, *more, *decoder_account, *upsampler_accounts]
