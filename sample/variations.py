@@ -17,7 +17,7 @@ import tyro
 
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
-from unclip_jax.cascade import choose_settings, stages_until
+from unclip_jax.cascade import choose_settings, default_settings, stages_until
 from unclip_jax.config import to_json
 from unclip_jax.data.transforms import fit, read_image
 from unclip_jax.editing.variations import variations
@@ -63,7 +63,7 @@ def main() -> None:
     compilation_cache.enable()
     bundle = store.load(options.bundle)
     names = stages_until(bundle, options.stop_at, "decoder")
-    decoder = choose_settings(bundle, [], None)["decoder"]
+    decoder = default_settings(bundle)["decoder"]
     given = {name: getattr(options, name) for name in ("guidance_scale", "steps")}
     decoder = dataclasses.replace(decoder, **{name: value for name, value in given.items() if value is not None})
     settings = choose_settings(bundle, names, {"decoder": decoder})

@@ -120,6 +120,10 @@ def unknown_norm(folder):
     edit(folder / "decoder" / "config.json", norm_eps=1e-6)
 
 
+def other_projection(folder):
+    edit(folder / "text_proj" / "config.json", cross_attention_dim=7)
+
+
 def no_field(folder):
     edit(folder / "prior" / "config.json", num_layers=...)
 
@@ -157,6 +161,7 @@ def no_index(folder):
         (config_is_cut, "{folder}/prior/config.json is not readable JSON"),
         (unknown_block, "{folder}/decoder/config.json: there is a CrossAttnDownBlock2D; known are"),
         (unknown_norm, "{folder}/decoder/config.json: norm_eps is 1e-06; only 1e-05 is known"),
+        (other_projection, "{folder}/text_proj/config.json: cross_attention_dim is 7; only 48 is known"),
         (no_field, "{folder}/prior/config.json: num_layers is None; expected a value of type int"),
         (other_scheduler, "{folder}/prior_scheduler/scheduler_config.json: prediction_type is 'epsilon'"),
         (no_weights, "{folder}/decoder holds no weights"),

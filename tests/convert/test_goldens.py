@@ -58,7 +58,7 @@ def test_prior():
 
 def test_decoder():
     config, expected = golden("decoder")
-    spec = nets.decoder_spec(config["decoder"], config["text_proj"], "golden", inputs.EMBED_DIM)
+    spec = nets.decoder_spec(config["decoder"], "golden", config["text_proj"], "golden", inputs.EMBED_DIM)
     sources = ("decoder", nets.unet_names(spec)), ("text_proj", nets.text_proj_names(spec))
     weights = params(Part(kind="decoder", spec=spec), *sources)
     cond = UNetCond(

@@ -34,7 +34,7 @@ def test_peak_memory_of_an_import(karlo_bundle, tmp_path):
     prior = karlo_bundle.parts["prior"]
     large = dataclasses.replace(prior, spec=dataclasses.replace(prior.spec, width=512, depth=16), params={})
     params = {
-        name: LazyArray(shape, np.dtype(np.float32), lambda shape=shape: np.full(shape, 0.5, np.float32))
+        name: LazyArray(shape, lambda shape=shape: np.full(shape, 0.5, np.float32))
         for name, shape in wanted(large).items()
     }
     large = dataclasses.replace(large, params=unflatten(params))

@@ -78,7 +78,9 @@ def attention(ours: str, theirs: str) -> list[Entry]:
     return [entry for mine, their in pairs for entry in linear(f"{ours}/{mine}", f"{theirs}.{their}")]
 
 
-def decoder_spec(config: dict[str, Any], projection: dict[str, Any], where: str, text_width: int) -> UNetSpec:
+def decoder_spec(
+    config: dict[str, Any], where: str, projection: dict[str, Any], projection_where: str, text_width: int
+) -> UNetSpec:
     """The configs of a decoder's `UNet2DConditionModel` and of its `UnCLIPTextProjModel` as ours."""
     attending = _levels(config, where, (PLAIN_DOWN, ATTENDING_DOWN), (PLAIN_UP, ATTENDING_UP))
     expect(
@@ -103,8 +105,8 @@ def decoder_spec(config: dict[str, Any], projection: dict[str, Any], where: str,
     names = ("sample_size", "layers_per_block", "attention_head_dim", "cross_attention_dim")
     size, depth, head_channels, context_width = fields(config, names, int, where)
     channels, channel_mult = _channels(config, where)
-    embed_dim = field(projection, "clip_embeddings_dim", int, where)
-    expect(projection, where, cross_attention_dim=context_width, time_embed_dim=4 * channels)
+    embed_dim = field(projection, "clip_embeddings_dim", int, projection_where)
+    expect(projection, projection_where, cross_attention_dim=context_width, time_embed_dim=4 * channels)
     return UNetSpec(
         image_size=size,
         channels=channels,

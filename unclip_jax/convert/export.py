@@ -83,7 +83,7 @@ def export_karlo(bundle: Bundle, folder: Path) -> None:
             index["prior"] = [DIFFUSERS, "PriorTransformer"]
             _write_scheduler(bundle, "prior", draft / "prior_scheduler", index)
         config, projection = decoder_configs(decoder_spec)
-        back = nets.decoder_spec(config, projection, "decoder", clip_spec.text_tower.width)
+        back = nets.decoder_spec(config, "decoder", projection, "text_proj", clip_spec.text_tower.width)
         _check("decoder", decoder_spec, back)
         _write(draft / "decoder", config, nets.unet_names(decoder_spec), flatten(decoder.params), WEIGHTS)
         index["decoder"] = [DIFFUSERS, "UNet2DConditionModel"]

@@ -123,9 +123,8 @@ def import_prior(folder: Path, scheduler: Path) -> tuple[Part, StageSettings, Em
 
 def import_decoder(folder: Path, text_width: int) -> tuple[Part, StageSettings, list[Account]]:
     """The decoder and its text_proj."""
-    where = folder / "decoder" / "config.json"
-    projection = read_json(folder / "text_proj" / "config.json")
-    spec = nets.decoder_spec(read_json(where), projection, str(where), text_width)
+    where, projection = (folder / name / "config.json" for name in ("decoder", "text_proj"))
+    spec = nets.decoder_spec(read_json(where), str(where), read_json(projection), str(projection), text_width)
     process, clipping = read_scheduler(folder / "decoder_scheduler", "epsilon", "learned_range")
     part = Part(kind="decoder", spec=spec, process=process)
     sources = [

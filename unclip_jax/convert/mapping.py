@@ -21,7 +21,6 @@ class LazyArray:
     """An array that is read when somebody asks for its numbers, so that a model need not fit in memory."""
 
     shape: Shape
-    dtype: np.dtype
     read: Callable[[], np.ndarray]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -96,7 +95,7 @@ def export_tensors(entries: Sequence[Entry], params: Mapping[str, Any]) -> dict[
         def read(to_theirs=to_theirs, value=value) -> np.ndarray:
             return np.asarray(to_theirs(np.asarray(value)), order="C")
 
-        exported[entry.theirs] = LazyArray(shape, np.dtype(value.dtype), read)
+        exported[entry.theirs] = LazyArray(shape, read)
     return exported
 
 
@@ -132,7 +131,7 @@ def _lazy(tensors: Tensors, entry: Entry, wanted: Mapping[str, Shape]) -> LazyAr
     def read() -> np.ndarray:
         return entry.layout.to_ours(tensors.read(entry.theirs))
 
-    return LazyArray(ours, np.dtype(np.float32), read)
+    return LazyArray(ours, read)
 
 
 def _blank(shape: Shape) -> np.ndarray:

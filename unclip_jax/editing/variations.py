@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import Drawn, decode
+from unclip_jax.errors import UserError
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.settings import StageSettings
@@ -46,13 +47,19 @@ def variations(
         raise ValueError(f"this CLIP sees images of {size} x {size} px; got {images.shape[1:3]}")
     z_i = _encode(spec, part.params, images)
     yield Drawn("clip", z_i)
-    # The caption is hidden, but its place has a width.
-    tokens = jnp.full((len(images), spec.text_tower.context), spec.text_tower.eos_id)
-    if bundle.tokenizer is not None:
-        tokens = tokens.at[:, 0].set(bundle.tokenizer.bos_id)
-    mask = jnp.broadcast_to(jnp.arange(tokens.shape[1]) < 2, tokens.shape)
+    if bundle.tokenizer is None:
+        raise UserError(f"bundle {bundle.name} has no tokenizer; use one that reads captions")
+    nothing = bundle.tokenizer.encode([""] * len(images), spec.text_tower.context)
     yield from decode(
-        bundle, z_i, tokens, mask, key, captioned=False, indices=indices, settings=settings, stop_at=stop_at
+        bundle,
+        z_i,
+        jnp.asarray(nothing.tokens),
+        jnp.asarray(nothing.mask),
+        key,
+        captioned=False,
+        indices=indices,
+        settings=settings,
+        stop_at=stop_at,
     )
 
 
