@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from diffusers import PriorTransformer, UnCLIPScheduler, UNet2DConditionModel
 from diffusers.pipelines.unclip.text_proj import UnCLIPTextProjModel
-from transformers import CLIPTextModelWithProjection
 
 from tests.parity import peers
 from tests.parity.compare import to_ours, to_torch
@@ -48,16 +47,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 def write_hub_folder(folder: Path) -> None:
     """One component after another, so that memory holds one of them."""
     names = peers.tokenizer(folder / "tokenizer")
-    text = peers.text_config(
-        len(names),
-        hidden_size=SIZE.embed_dim,
-        intermediate_size=4 * SIZE.embed_dim,
-        projection_dim=SIZE.embed_dim,
-        num_hidden_layers=SIZE.text_layers,
-        num_attention_heads=SIZE.text_heads,
-    )
     makers = {
-        "text_encoder": lambda: peers.fill(CLIPTextModelWithProjection(text), "text_encoder"),
+        "text_encoder": lambda: peers.text_encoder(len(names), SIZE),
         "prior": lambda: peers.prior(SIZE),
         "decoder": lambda: peers.decoder(SIZE),
         "text_proj": lambda: peers.text_proj(SIZE),

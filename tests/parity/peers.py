@@ -141,6 +141,19 @@ FULL = Size(
 """The published sizes: 1.02 B parameters in the prior, 0.885 B in the decoder, 0.69 B twice in the upsampler."""
 
 
+def text_encoder(vocab_size: int, size: Size = SMALL) -> CLIPTextModelWithProjection:
+    """CLIP's text tower."""
+    config = text_config(
+        vocab_size,
+        hidden_size=size.embed_dim,
+        intermediate_size=4 * size.embed_dim,
+        projection_dim=size.embed_dim,
+        num_hidden_layers=size.text_layers,
+        num_attention_heads=size.text_heads,
+    )
+    return fill(CLIPTextModelWithProjection(config), "text_encoder")
+
+
 def prior(size: Size = SMALL) -> PriorTransformer:
     """The prior alone."""
     network = PriorTransformer(
@@ -204,18 +217,10 @@ def super_res(name: str, size: Size = SMALL) -> UNet2DModel:
 def karlo(folder: Path, size: Size = SMALL) -> UnCLIPPipeline:
     """A whole pipeline, every part with every feature of the real one."""
     names = tokenizer(folder / "tokenizer")
-    text = text_config(
-        len(names),
-        hidden_size=size.embed_dim,
-        intermediate_size=4 * size.embed_dim,
-        projection_dim=size.embed_dim,
-        num_hidden_layers=size.text_layers,
-        num_attention_heads=size.text_heads,
-    )
     pipeline = UnCLIPPipeline(
         prior=prior(size),
         decoder=decoder(size),
-        text_encoder=fill(CLIPTextModelWithProjection(text), "text_encoder"),
+        text_encoder=text_encoder(len(names), size),
         text_proj=text_proj(size),
         super_res_first=super_res("super_res_first", size),
         super_res_last=super_res("super_res_last", size),
