@@ -27,6 +27,40 @@ def test_a_mask_may_differ_per_query():
     np.testing.assert_allclose(out[:, 0], VALUE[:, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("mask", [None, PADDING, CAUSAL & PADDING[..., :Q]], ids=["all", "padding", "per query"])
+def test_one_head_at_a_time_is_the_same_in_value_and_gradient(mask, monkeypatch):
+    inputs = [jnp.array(x) for x in (QUERY, KEY, VALUE)]
+    if mask is not None and mask.shape[2] == Q:
+        inputs[1:] = [x[:, :Q] for x in inputs[1:]]
+    told = None if mask is None else jnp.array(mask)
+
+    def run():
+        def loss(query, key, value):
+            out = attention(query, key, value, told)
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*inputs)
+
+    (_, together), gradients = run()
+    monkeypatch.setattr("unclip_jax.nn.attention.LARGE", 1)
+    (_, apart), gradients_apart = run()
+    np.testing.assert_allclose(apart, together, atol=1e-6)
+    (_, reference_out), reference_gradients = jax.value_and_grad(
+        lambda *qkv: (jnp.sum(jnp.sin(out := jax.nn.dot_product_attention(*qkv, mask=told))), out), (0, 1, 2), True
+    )(*inputs)
+    np.testing.assert_allclose(together, reference_out, atol=1e-6)
+    for ours, other, expected in zip(gradients, gradients_apart, reference_gradients, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=4e-6)
+        np.testing.assert_allclose(other, expected, atol=4e-6)
+
+
+def test_accelerators_keep_xlas_attention():
+    traced = jax.jit(attention).trace(*(jax.ShapeDtypeStruct((1, 512, 2, 64), jnp.float32) for _ in range(3)))
+    assert "stablehlo.while" in traced.lower(lowering_platforms=("cpu",)).as_text()
+    for accelerator in ("tpu", "cuda"):
+        assert "stablehlo.while" not in traced.lower(lowering_platforms=(accelerator,)).as_text()
+
+
 def test_half_precision_keeps_its_dtype_and_a_float32_softmax():
     # Logits near 300 differ by 1: in bfloat16, whose step there is 2, they would be equal.
     query = jnp.array([[[[300.0]]]], jnp.bfloat16)

@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,8 @@ def row(part: str, parameters: int, theirs: Callable, ours: Callable, rounds: in
     return Row(part, parameters, float(error.max()), float(error.mean()), *seconds)
 
 
-def rows(size: str, rounds: int):
-    """The rows, one after another as they are measured."""
-    import dataclasses as dc
+def rows(size: str, rounds: int) -> Iterator[Row | str]:
+    """The rows, one after another as they are measured, and what to know of the last."""
     import functools
 
     import jax
@@ -85,12 +84,11 @@ def rows(size: str, rounds: int):
     import numpy as np
     import torch
 
-    from tests.parity import peers
-    from tests.parity.compare import CAPTIONS, scheduler_noise, tape, to_ours, to_torch
+    from tests.parity import peers, pipelines
+    from tests.parity.compare import CAPTIONS, to_ours, to_torch
     from tests.parity.weights import draw
     from unclip_jax.bundle import store
     from unclip_jax.bundle.parts import flatten
-    from unclip_jax.cascade import draw_embedding, draw_image, upsample
     from unclip_jax.conditioning import decoder_cond, prior_cond
     from unclip_jax.convert.karlo import import_karlo
     from unclip_jax.models import clip, prior, unet
@@ -189,37 +187,22 @@ def rows(size: str, rounds: int):
             rounds,
         )
 
-    steps = {"prior": 5, "decoder": 5, "upsampler_0": 7}
-    shapes = {
-        "prior": (2, sizes.embed_dim),
-        "decoder": (2, sizes.decoder_size, sizes.decoder_size, 3),
-        "upsampler_0": (2, side, side, 3),
-    }
-    tapes = {name: tape(i, shapes[name], steps[name]) for i, name in enumerate(steps)}
-
-    def their_pipeline() -> np.ndarray:
-        with scheduler_noise(*tapes.values()), torch.no_grad():
-            return pipeline(
-                CAPTIONS,
-                prior_num_inference_steps=steps["prior"],
-                decoder_num_inference_steps=steps["decoder"],
-                super_res_num_inference_steps=steps["upsampler_0"],
-                prior_latents=to_torch(tapes["prior"].x_T),
-                decoder_latents=to_torch(tapes["decoder"].x_T),
-                super_res_latents=to_torch(tapes["upsampler_0"].x_T),
-                output_type="np",
-            ).images
-
-    how = {name: dc.replace(each, steps=steps[name], parity=True) for name, each in bundle.sampling.items()}
-
-    def our_pipeline() -> np.ndarray:
-        z = draw_embedding(bundle, tokens, mask, tapes["prior"], how["prior"])
-        image = draw_image(bundle, z, tokens, mask, tapes["decoder"], how["decoder"])
-        image = upsample(upsampler_part, image, tapes["upsampler_0"], how["upsampler_0"])
-        return np.clip(np.asarray(image) / 2 + 0.5, 0, 1)
-
-    total = sum(count(part.params) for part in bundle.parts.values())
-    yield row("pipeline, 5 + 5 + 7 steps", total, their_pipeline, our_pipeline, max(rounds // 2, 2))
+    tapes = pipelines.tapes_of(
+        {
+            "prior": (2, sizes.embed_dim),
+            "decoder": (2, sizes.decoder_size, sizes.decoder_size, 3),
+            "upsampler_0": (2, side, side, 3),
+        }
+    )
+    yield row(
+        f"pipeline, {' + '.join(map(str, pipelines.STEPS.values()))} steps",
+        sum(count(part.params) for part in bundle.parts.values()),
+        lambda: pipelines.their_images(pipeline, tapes)[0],
+        lambda: pipelines.our_images(bundle, tapes),
+        max(rounds // 2, 2),
+    )
+    _, unclipped = pipelines.their_images(pipeline, tapes)
+    yield f"\nNumbers of the pipeline that the clip does not catch at t = 999: {unclipped}"
 
 
 def main() -> None:

@@ -1,16 +1,12 @@
 """Each step of Karlo's schedulers, from the same x_t, output and noise; and the whole small pipeline."""
 
-import dataclasses
-from unittest import mock
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from diffusers import UnCLIPScheduler
 
-from tests.parity.compare import CAPTIONS, scheduler_noise, tape, to_ours, to_torch
-from unclip_jax.cascade import draw_embedding, draw_image, upsample
+from tests.parity.compare import scheduler_noise, to_ours, to_torch
+from tests.parity.pipelines import STEPS, our_images, tapes_of, their_images
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.noise import TapeNoise
 from unclip_jax.settings import StageSettings
@@ -74,58 +70,15 @@ def test_what_float64_tables_change(case):
     assert steps < 8e-4
 
 
-STEPS = {"prior": 5, "decoder": 5, "upsampler_0": 7}
 SHAPES = {"prior": (2, 32), "decoder": (2, 16, 16, 3), "upsampler_0": (2, 32, 32, 3)}
 GUIDED = {"prior": 4.0, "decoder": 8.0, "upsampler_0": 1.0}
-
-
-def their_images(pipeline, tapes, scales) -> tuple[np.ndarray, int]:
-    """Images in [0, 1], and how many numbers their schedulers did not clip in steps from t = 999."""
-    unclipped, step = 0, UnCLIPScheduler.step
-
-    def watched(self, output, timestep, sample, **others):
-        nonlocal unclipped
-        result = step(self, output, timestep=timestep, sample=sample, **others)
-        limit = self.config.clip_sample_range
-        if timestep == 999 and self.config.prediction_type == "epsilon":
-            unclipped += int((result.pred_original_sample.abs() < limit).sum())
-        return result
-
-    with scheduler_noise(*tapes.values()), torch.no_grad(), mock.patch.object(UnCLIPScheduler, "step", watched):
-        images = pipeline(
-            CAPTIONS,
-            prior_num_inference_steps=STEPS["prior"],
-            decoder_num_inference_steps=STEPS["decoder"],
-            super_res_num_inference_steps=STEPS["upsampler_0"],
-            prior_latents=to_torch(tapes["prior"].x_T),
-            decoder_latents=to_torch(tapes["decoder"].x_T),
-            super_res_latents=to_torch(tapes["upsampler_0"].x_T),
-            prior_guidance_scale=scales["prior"],
-            decoder_guidance_scale=scales["decoder"],
-            output_type="np",
-        ).images
-    return images, unclipped
-
-
-def our_images(bundle, tapes, scales) -> np.ndarray:
-    """The same by the functions of `unclip_jax.cascade`."""
-    how = {
-        name: dataclasses.replace(settings, steps=STEPS[name], parity=True, guidance_scale=scales[name])
-        for name, settings in bundle.sampling.items()
-    }
-    encoded = bundle.tokenizer.encode(CAPTIONS, 77)
-    tokens, mask = jnp.asarray(encoded.tokens), jnp.asarray(encoded.mask)
-    z_i = draw_embedding(bundle, tokens, mask, tapes["prior"], how["prior"])
-    image = draw_image(bundle, z_i, tokens, mask, tapes["decoder"], how["decoder"])
-    image = upsample(bundle.part("upsampler_0"), image, tapes["upsampler_0"], how["upsampler_0"])
-    return np.clip(np.asarray(image) / 2 + 0.5, 0, 1)
 
 
 @pytest.mark.parametrize("scales", [GUIDED, dict.fromkeys(STEPS, 1.0)], ids=["guided", "unguided"])
 def test_free_running_pipeline(pipeline, bundle, scales):
     compared = 0
     for trial in range(4):
-        tapes = {name: tape(10 * trial + i, SHAPES[name], STEPS[name]) for i, name in enumerate(STEPS)}
+        tapes = tapes_of(SHAPES, 10 * trial)
         expected, unclipped = their_images(pipeline, tapes, scales)
         # At t = 999 x_0 is eps's error times 20291, so a pixel that the clip does not catch there is float32's
         # rounding made visible: nothing that agrees to 1e-6 could agree on it.

@@ -1,4 +1,4 @@
-"""Writes safetensors files one tensor at a time, so that a model larger than memory can be stored.
+"""Opens safetensors files, and writes them one tensor at a time, so that a model larger than memory can be stored.
 
     8 bytes         length of the header, little-endian
     header          JSON: {name: {"dtype", "shape", "data_offsets"}}, padded with spaces to a multiple of 8
@@ -13,10 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from unclip_jax.errors import UserError
 
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def open_safetensors(path: Path, owner: str) -> Any:
+    """The library's reader; UserError if the file of that `owner` ("the bundle") is missing or damaged."""
+    try:
+        return safe_open(path, framework="np")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; copy {owner} again") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); copy {owner} again") from error
+
+
+def shapes_in(file: Any) -> dict[str, tuple[int, ...]]:
+    """Shape by name, of an open file."""
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,10 @@ from typing import Any, Literal, cast
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from unclip_jax.bundle.check import check_fit, check_tensors
 from unclip_jax.bundle.parts import SPECS, Bundle, Kind, Part, flatten, identity, unflatten
-from unclip_jax.bundle.safetensors_file import Stored, write_safetensors
+from unclip_jax.bundle.safetensors_file import Stored, open_safetensors, shapes_in, write_safetensors
 from unclip_jax.config import from_json, suggest, to_json
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.diffusion.gaussian import ProcessSpec
@@ -242,8 +241,8 @@ def _stored(name: str, part: Part, dtype: StoredDtype) -> dict[str, Stored]:
 
 
 def _read_stats(path: Path, prior: Part) -> EmbeddingStats:
-    with _opened(path) as file:
-        found = {name: shape for name, shape in _found(file).items() if name.startswith(STATS)}
+    with open_safetensors(path, "the bundle") as file:
+        found = {name: shape for name, shape in shapes_in(file).items() if name.startswith(STATS)}
         shape = (cast(PriorSpec, prior.spec).embed_dim,)
         check_tensors(str(path), found, {f"{STATS}mean": shape, f"{STATS}std": shape})
         mean, std = (jnp.asarray(file.get_tensor(f"{STATS}{name}")) for name in ("mean", "std"))
@@ -251,8 +250,8 @@ def _read_stats(path: Path, prior: Part) -> EmbeddingStats:
 
 
 def _read_part(part: Part, path: Path, dtype: Any, weights: bool) -> Part:
-    with _opened(path) as file:
-        found = {name: shape for name, shape in _found(file).items() if not name.startswith(STATS)}
+    with open_safetensors(path, "the bundle") as file:
+        found = {name: shape for name, shape in shapes_in(file).items() if not name.startswith(STATS)}
         check_tensors(str(path), found, _shapes(part))
         if not weights:
             return part
@@ -260,19 +259,6 @@ def _read_part(part: Part, path: Path, dtype: Any, weights: bool) -> Part:
         convert = functools.partial(np.ndarray.astype, dtype=jnp.dtype(dtype), copy=False)
         tensors = {name: jnp.asarray(convert(file.get_tensor(name))) for name in found}
     return dataclasses.replace(part, params=unflatten(tensors))
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="np")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; copy the bundle again") from error
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); copy the bundle again") from error
-
-
-def _found(file: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
 
 
 def _shapes(part: Part) -> dict[str, tuple[int, ...]]:

@@ -50,14 +50,14 @@ def wanted(part: Part) -> dict[str, Shape]:
 
 def import_params(
     sources: Sequence[tuple[Tensors, Sequence[Entry]]],
-    wanted: Mapping[str, Shape],
+    shapes: Mapping[str, Shape],
     ignored: Iterable[str] = (),
 ) -> tuple[Params, list[Account]]:
-    """The parameters that `wanted` asks for, to be read from files when needed.
+    """The parameters that `shapes` asks for, to be read from files when needed.
 
     Args:
         sources: files, and what is taken from each.
-        wanted: shape by path of ours, from the spec.
+        shapes: by path of ours, from the spec.
         ignored: shell patterns of their tensors that have no part in the network, such as buffers.
 
     Raises:
@@ -68,7 +68,7 @@ def import_params(
     for tensors, entries in sources:
         _check_names(tensors, entries, tuple(ignored))
         for entry in entries:
-            found[entry.ours] = _lazy(tensors, entry, wanted)
+            found[entry.ours] = _lazy(tensors, entry, shapes)
         names = [entry.theirs for entry in entries]
         accounts.append(
             Account(
@@ -78,8 +78,8 @@ def import_params(
                 ignored=tuple(sorted(set(tensors.shapes) - set(names))),
             )
         )
-    if set(found) != set(wanted):
-        raise AssertionError(f"the name map and the network disagree on {sorted(set(found) ^ set(wanted))[:5]}")
+    if set(found) != set(shapes):
+        raise AssertionError(f"the name map and the network disagree on {sorted(set(found) ^ set(shapes))[:5]}")
     return unflatten(found), accounts
 
 
@@ -112,10 +112,10 @@ def _check_names(tensors: Tensors, entries: Sequence[Entry], ignored: tuple[str,
         raise UserError(f"{tensors.path}: {problems[0]}{more}; this is not the network that its config describes")
 
 
-def _lazy(tensors: Tensors, entry: Entry, wanted: Mapping[str, Shape]) -> LazyArray:
-    if entry.ours not in wanted:
+def _lazy(tensors: Tensors, entry: Entry, shapes: Mapping[str, Shape]) -> LazyArray:
+    if entry.ours not in shapes:
         raise AssertionError(f"the name map has {entry.ours}, which the network has not")
-    theirs, ours = tensors.shapes[entry.theirs], wanted[entry.ours]
+    theirs, ours = tensors.shapes[entry.theirs], shapes[entry.ours]
     try:
         fits = entry.layout.to_ours(_blank(theirs)).shape == ours
     except ValueError:  # an axis that is not there, or that does not divide

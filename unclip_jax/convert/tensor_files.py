@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from unclip_jax.bundle.safetensors_file import open_safetensors, shapes_in
 from unclip_jax.convert.torch_file import TorchFile
 from unclip_jax.errors import UserError
 
@@ -36,20 +36,12 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
-        with self._open() as file:
-            self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        with open_safetensors(self.path, "it") as file:
+            self.shapes = shapes_in(file)
 
     def read(self, name: str) -> np.ndarray:
-        with self._open() as file:
+        with open_safetensors(self.path, "it") as file:
             return file.get_tensor(name)
-
-    def _open(self) -> Any:
-        try:
-            return safe_open(self.path, framework="np")
-        except FileNotFoundError as error:
-            raise UserError(f"{self.path} is missing; copy it again") from error
-        except SafetensorError as error:
-            raise UserError(f"{self.path} is damaged ({error}); copy it again") from error
 
 
 class Shards:

@@ -6,16 +6,23 @@
 of the pixels, so that one softmax weighs text against image.
 """
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from unclip_jax.nn.norms import GroupNorm
 
 Implementation = Literal["xla", "cudnn"]
+
+MASKED = -1e30
+"""A logit that no weight comes from; finite, so that a row without any key is a mean and not NaN."""
+LARGE = 2**18
+"""Logits of a head from which a CPU takes one head at a time, so that they stay in its cache."""
 
 
 def attention(
@@ -26,7 +33,35 @@ def attention(
     implementation: Implementation = "xla",
 ) -> Float[Array, "b q k d"]:
     """Equation (1) over k heads of width d; `mask` is True where a query may look. Softmax in float32."""
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+    fused = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+    if implementation != "xla":
+        return fused(query, key, value, mask=mask)
+    return lax.platform_dependent(
+        query, key, value, mask, cpu=_attention_cpu, default=lambda q, k, v, mask: fused(q, k, v, mask=mask)
+    )
+
+
+def _attention_cpu(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    """XLA's own attention leaves the heads apart in memory and divides all of the softmax: half the speed, or less."""
+    b, q, k, d = query.shape
+    s = key.shape[1]
+    if mask is None:
+        mask = jnp.ones((1, 1, 1, s), bool)
+    masks = jnp.repeat(jnp.broadcast_to(mask[:, 0], (b, mask.shape[2], s)), k, axis=0)
+    queries, keys, values = (x.swapaxes(1, 2).reshape(b * k, -1, d) for x in (query, key, value))
+
+    def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+        logits = jnp.matmul(query * d**-0.5, key.T, preferred_element_type=jnp.float32)
+        logits = jnp.where(mask, logits, MASKED)
+        weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
+        out = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+        return (out / weights.sum(-1, keepdims=True)).astype(value.dtype)
+
+    if q * s < LARGE:
+        out = jax.vmap(attend)(queries, keys, values, masks)
+    else:
+        out = lax.map(lambda head: attend(*head), (queries, keys, values, masks))
+    return out.reshape(b, k, q, d).swapaxes(1, 2)
 
 
 class SelfAttention(nn.Module):
