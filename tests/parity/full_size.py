@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import gc
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -75,11 +76,13 @@ def caption() -> dict[str, np.ndarray]:
 
 
 def timed(call) -> tuple[float, np.ndarray]:
-    """Seconds of a second call, and what it returned."""
-    call()
-    start = time.perf_counter()
-    result = np.asarray(call())
-    return time.perf_counter() - start, result
+    """Median seconds of three calls after a first, and what they returned."""
+    result, seconds = call(), []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = np.asarray(call())
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), result
 
 
 def their_prior(hub: Path, told: dict[str, np.ndarray], x_t: np.ndarray) -> tuple[float, np.ndarray]:

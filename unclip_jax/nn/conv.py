@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from unclip_jax.nn import winograd
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-MIN_WIDTH = 32
+MIN_WIDTH = 48
 MIN_MULTIPLICATIONS = 2**27
 """About a millisecond's work: below, XLA's convolution is as good and compiles sooner."""
 
