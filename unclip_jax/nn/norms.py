@@ -35,13 +35,18 @@ class GroupNorm(nn.Module):
         beta = self.param("bias", nn.initializers.zeros, (c,))
         x = x.astype(jnp.float32)
 
-        def group_mean(per_channel: Array) -> Array:
-            means = per_channel.reshape(b, self.groups, c // self.groups).mean(-1, keepdims=True)
-            return jnp.broadcast_to(means, (b, self.groups, c // self.groups)).reshape(b, 1, 1, c)
+        # A product, since that is what XLA does not work out again for every pixel, as it would a broadcast.
+        spread = jnp.repeat(jnp.eye(self.groups), c // self.groups, axis=1)
 
-        mean = group_mean(x.mean((1, 2)))
+        def group_mean(per_channel: Array) -> Array:
+            return per_channel.reshape(b, self.groups, c // self.groups).mean(-1)
+
+        def to_channels(per_group: Array) -> Array:
+            return jnp.matmul(per_group, spread, precision="highest").reshape(b, 1, 1, c)
+
+        mean = to_channels(group_mean(x.mean((1, 2))))
         variance = group_mean(jnp.square(x - mean).mean((1, 2)))
-        gain = gamma / jnp.sqrt(variance + EPSILON)
+        gain = gamma * to_channels(1 / jnp.sqrt(variance + EPSILON))
         bias = beta - mean * gain
         if scale is not None:
             modulation = 1 + scale[:, None, None, :].astype(jnp.float32)
