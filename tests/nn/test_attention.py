@@ -54,6 +54,12 @@ def test_one_head_at_a_time_is_the_same_in_value_and_gradient(mask, monkeypatch)
         np.testing.assert_allclose(other, expected, atol=4e-6)
 
 
+def test_a_query_that_may_look_nowhere_gets_the_mean():
+    mask = jnp.zeros((1, 1, 1, S), bool)
+    out = attention(jnp.array(QUERY), jnp.array(KEY), jnp.array(VALUE), mask)
+    np.testing.assert_allclose(out, np.broadcast_to(VALUE.mean(1, keepdims=True), out.shape), atol=1e-6)
+
+
 def test_accelerators_keep_xlas_attention():
     traced = jax.jit(attention).trace(*(jax.ShapeDtypeStruct((1, 512, 2, 64), jnp.float32) for _ in range(3)))
     assert "stablehlo.while" in traced.lower(lowering_platforms=("cpu",)).as_text()

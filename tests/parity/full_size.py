@@ -77,7 +77,7 @@ def caption() -> dict[str, np.ndarray]:
 
 def timed(call) -> tuple[float, np.ndarray]:
     """Median seconds of three calls after a first, and what they returned."""
-    result, seconds = call(), []
+    result, seconds = np.asarray(call()), []
     for _ in range(3):
         start = time.perf_counter()
         result = np.asarray(call())

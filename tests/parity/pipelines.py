@@ -15,6 +15,8 @@ from unclip_jax.cascade import draw_embedding, draw_image, upsample
 from unclip_jax.diffusion.noise import TapeNoise
 
 STEPS = {"prior": 5, "decoder": 5, "upsampler_0": 7}
+GUIDED = {"prior": 4.0, "decoder": 8.0, "upsampler_0": 1.0}
+"""Karlo's own guidance scales."""
 
 Tapes = dict[str, TapeNoise]
 
@@ -24,9 +26,7 @@ def tapes_of(shapes: dict[str, tuple[int, ...]], first: int = 0) -> Tapes:
     return {name: tape(first + i, shapes[name], steps) for i, (name, steps) in enumerate(STEPS.items())}
 
 
-def their_images(
-    pipeline: UnCLIPPipeline, tapes: Tapes, scales: dict[str, float] | None = None
-) -> tuple[np.ndarray, int]:
+def their_images(pipeline: UnCLIPPipeline, tapes: Tapes, scales: dict[str, float] = GUIDED) -> tuple[np.ndarray, int]:
     """Images in [0, 1], and how many numbers their schedulers did not clip in steps from t = 999."""
     unclipped, step = 0, UnCLIPScheduler.step
 
@@ -38,7 +38,6 @@ def their_images(
             unclipped += int((result.pred_original_sample.abs() < limit).sum())
         return result
 
-    guidance = {f"{name}_guidance_scale": (scales or {})[name] for name in ("prior", "decoder") if scales}
     with scheduler_noise(*tapes.values()), torch.no_grad(), mock.patch.object(UnCLIPScheduler, "step", watched):
         images = pipeline(
             CAPTIONS,
@@ -48,18 +47,17 @@ def their_images(
             prior_latents=to_torch(tapes["prior"].x_T),
             decoder_latents=to_torch(tapes["decoder"].x_T),
             super_res_latents=to_torch(tapes["upsampler_0"].x_T),
+            prior_guidance_scale=scales["prior"],
+            decoder_guidance_scale=scales["decoder"],
             output_type="np",
-            **guidance,
         ).images
     return images, unclipped
 
 
-def our_images(bundle: Bundle, tapes: Tapes, scales: dict[str, float] | None = None) -> np.ndarray:
-    """The same by the functions of `unclip_jax.cascade`; the bundle's own guidance where none is given."""
+def our_images(bundle: Bundle, tapes: Tapes, scales: dict[str, float] = GUIDED) -> np.ndarray:
+    """The same by the functions of `unclip_jax.cascade`."""
     how = {
-        name: dataclasses.replace(
-            settings, steps=STEPS[name], parity=True, guidance_scale=(scales or {}).get(name, settings.guidance_scale)
-        )
+        name: dataclasses.replace(settings, steps=STEPS[name], parity=True, guidance_scale=scales[name])
         for name, settings in bundle.sampling.items()
     }
     encoded = bundle.tokenizer.encode(CAPTIONS, peers.CONTEXT)

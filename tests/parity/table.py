@@ -194,15 +194,21 @@ def rows(size: str, rounds: int) -> Iterator[Row | str]:
             "upsampler_0": (2, side, side, 3),
         }
     )
+    unclipped = set()
+
+    def their_images() -> np.ndarray:
+        images, number = pipelines.their_images(pipeline, tapes)
+        unclipped.add(number)
+        return images
+
     yield row(
         f"pipeline, {' + '.join(map(str, pipelines.STEPS.values()))} steps",
         sum(count(part.params) for part in bundle.parts.values()),
-        lambda: pipelines.their_images(pipeline, tapes)[0],
+        their_images,
         lambda: pipelines.our_images(bundle, tapes),
         max(rounds // 2, 2),
     )
-    _, unclipped = pipelines.their_images(pipeline, tapes)
-    yield f"\nNumbers of the pipeline that the clip does not catch at t = 999: {unclipped}"
+    yield f"\nNumbers of the pipeline that the clip does not catch at t = 999: {max(unclipped)}"
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import pytest
 from diffusers import UnCLIPScheduler
 
 from tests.parity.compare import scheduler_noise, to_ours, to_torch
-from tests.parity.pipelines import STEPS, our_images, tapes_of, their_images
+from tests.parity.pipelines import GUIDED, STEPS, our_images, tapes_of, their_images
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.noise import TapeNoise
 from unclip_jax.settings import StageSettings
@@ -71,7 +71,6 @@ def test_what_float64_tables_change(case):
 
 
 SHAPES = {"prior": (2, 32), "decoder": (2, 16, 16, 3), "upsampler_0": (2, 32, 32, 3)}
-GUIDED = {"prior": 4.0, "decoder": 8.0, "upsampler_0": 1.0}
 
 
 @pytest.mark.parametrize("scales", [GUIDED, dict.fromkeys(STEPS, 1.0)], ids=["guided", "unguided"])

@@ -37,7 +37,7 @@ def variations(
         key, indices, settings, stop_at: as in `cascade`.
 
     Raises:
-        UserError: the bundle's CLIP has no image tower, or what `cascade` raises.
+        UserError: the bundle has no tokenizer, its CLIP no image tower, or what `cascade` raises.
         ValueError: the images have another size.
     """
     part = bundle.part("clip")
@@ -45,10 +45,10 @@ def variations(
     size = spec.image_tower.image_size
     if images.shape[1:3] != (size, size):
         raise ValueError(f"this CLIP sees images of {size} x {size} px; got {images.shape[1:3]}")
-    z_i = _encode(spec, part.params, images)
-    yield Drawn("clip", z_i)
     if bundle.tokenizer is None:
         raise UserError(f"bundle {bundle.name} has no tokenizer; use one that reads captions")
+    z_i = _encode(spec, part.params, images)
+    yield Drawn("clip", z_i)
     nothing = bundle.tokenizer.encode([""] * len(images), spec.text_tower.context)
     yield from decode(
         bundle,

@@ -6,7 +6,6 @@
 of the pixels, so that one softmax weighs text against image.
 """
 
-import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -33,12 +32,13 @@ def attention(
     implementation: Implementation = "xla",
 ) -> Float[Array, "b q k d"]:
     """Equation (1) over k heads of width d; `mask` is True where a query may look. Softmax in float32."""
-    fused = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+
+    def fused(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+
     if implementation != "xla":
-        return fused(query, key, value, mask=mask)
-    return lax.platform_dependent(
-        query, key, value, mask, cpu=_attention_cpu, default=lambda q, k, v, mask: fused(q, k, v, mask=mask)
-    )
+        return fused(query, key, value, mask)
+    return lax.platform_dependent(query, key, value, mask, cpu=_attention_cpu, default=fused)
 
 
 def _attention_cpu(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
@@ -51,8 +51,8 @@ def _attention_cpu(query: Array, key: Array, value: Array, mask: Array | None) -
     queries, keys, values = (x.swapaxes(1, 2).reshape(b * k, -1, d) for x in (query, key, value))
 
     def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
-        logits = jnp.matmul(query * d**-0.5, key.T, preferred_element_type=jnp.float32)
-        logits = jnp.where(mask, logits, MASKED)
+        logits = jnp.matmul(query, key.T, preferred_element_type=jnp.float32)
+        logits = jnp.where(mask, logits * d**-0.5, MASKED)
         weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
         out = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
         return (out / weights.sum(-1, keepdims=True)).astype(value.dtype)

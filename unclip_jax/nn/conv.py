@@ -19,6 +19,7 @@ from unclip_jax.nn import winograd
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 MIN_WIDTH = 48
+"""Channels, in and out, from which Winograd's transforms cost less than they save."""
 MIN_MULTIPLICATIONS = 2**27
 """About a millisecond's work: below, XLA's convolution is as good and compiles sooner."""
 
@@ -27,11 +28,17 @@ def _convolve_native(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
 
 
+def _shifts(x: Array) -> list[Array]:
+    """The nine views x_pad[:, i : i + h, j : j + w]."""
+    _, h, w, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+
+
 def _convolve_columns(x: Array, kernel: Array) -> Array:
     b, h, w, c = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    columns = jnp.concatenate([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=-1)
-    return (columns.reshape(b * h * w, 9 * c) @ kernel.reshape(9 * c, -1)).reshape(b, h, w, -1)
+    columns = jnp.concatenate(_shifts(x), axis=-1).reshape(b * h * w, 9 * c)
+    return (columns @ kernel.reshape(9 * c, -1)).reshape(b, h, w, -1)
 
 
 def _convolve_cpu(x: Array, kernel: Array) -> Array:
@@ -41,7 +48,7 @@ def _convolve_cpu(x: Array, kernel: Array) -> Array:
     small = min(c, features) < MIN_WIDTH or 9 * c * features * pixels < MIN_MULTIPLICATIONS
     if small or h % 2 or w % 2 or x.dtype != jnp.float32:
         return _convolve_native(x, kernel)
-    # The transform of the kernel costs Winograd's algorithm as much as 0.4 pixels for each output channel.
+    # From about there on Winograd's algorithm spends more on the kernel's transform than it saves on the products.
     if pixels < 0.4 * features:
         return _convolve_columns(x, kernel)
     return winograd.convolve(x, kernel)
@@ -63,11 +70,8 @@ def _forward(x: Array, kernel: Array):
 
 def _filter_gradient_of_shifts(x: Array, grad: Array) -> Array:
     b, h, w, c = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     flat_grad = grad.reshape(b * h * w, grad.shape[-1])
-    taps = [
-        padded[:, i : i + h, j : j + w].reshape(b * h * w, c).T @ flat_grad for i in range(3) for j in range(3)
-    ]
+    taps = [shift.reshape(b * h * w, c).T @ flat_grad for shift in _shifts(x)]
     return jnp.stack(taps).reshape(3, 3, c, grad.shape[-1])
 
 
