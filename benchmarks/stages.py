@@ -24,6 +24,7 @@ import numpy as np
 from train.recipes import RECIPES
 from unclip_jax import command_line
 from unclip_jax.bundle import store
+from unclip_jax.bundle.parts import Kind
 from unclip_jax.cascade import default_settings, draw_embedding, draw_image, upsample
 from unclip_jax.diffusion.noise import KeyNoise
 from unclip_jax.errors import run_cli
@@ -31,15 +32,13 @@ from unclip_jax.models import clip
 from unclip_jax.models.base import parameter_count
 from unclip_jax.models.prior import EmbeddingStats
 from unclip_jax.parallel.mesh import make_mesh
-from unclip_jax.parallel.step import compile_step, put_batch, replicated
-from unclip_jax.training.stages.clip import CLIPStage
-from unclip_jax.training.stages.decoder import DecoderStage
-from unclip_jax.training.stages.prior import PriorStage
-from unclip_jax.training.stages.upsampler import UpsamplerStage
+from unclip_jax.parallel.rules import match_rules
+from unclip_jax.parallel.step import compile_step
+from unclip_jax.training.stages.blueprints import blueprint_of
 from unclip_jax.training.state import abstract_state, init, state_shardings
 from unclip_jax.training.step import make_step
 
-STAGES = {
+STAGES: dict[str, Kind] = {
     "clip": "clip",
     "prior": "prior",
     "decoder": "decoder",
@@ -80,48 +79,32 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 def training(options: Options, name: str) -> dict[str, float]:
     """Compile and step seconds of the recipe's training step."""
     config, clip_spec = recipe_of(options, name), RECIPES["clip"][options.recipe]().model
-    size, rng = config.data.batch_size, np.random.default_rng(0)
-
-    def pixels(side: int) -> np.ndarray:
-        return rng.integers(0, 256, (size, side, side, 3), np.uint8)
-
-    captions = {
-        "tokens": rng.integers(0, clip_spec.text_tower.vocab_size, (size, clip_spec.text_tower.context), np.int32),
-        "mask": np.ones((size, clip_spec.text_tower.context), bool),
+    plan = blueprint_of(STAGES[name], config, clip_spec)
+    rng = np.random.default_rng(0)
+    batch = {
+        key: np.ones(shape, dtype) if dtype.kind == "b" else rng.integers(0, 256, shape, dtype)
+        for key, (shape, dtype) in plan.batch.arrays().items()
     }
-    view = {f"image_{clip_spec.image_tower.image_size}": pixels(clip_spec.image_tower.image_size)}
     frozen: dict[str, Any] = {}
-    if name == "clip":
-        stage, batch = CLIPStage(config.model), view | captions
-    elif name == "prior":
-        frozen["stats"] = EmbeddingStats(mean=jnp.zeros(clip_spec.embed_dim), std=jnp.ones(clip_spec.embed_dim))
-        stage = PriorStage(config.model, config.process.build(), clip_spec, config.drop_caption, config.weighting)
-        batch = view | captions
-    elif name == "decoder":
-        drops = config.drop_image, config.drop_caption
-        stage = DecoderStage(config.model, config.process.build(), clip_spec, *drops, config.weighting)
-        batch = view | captions | {f"image_{config.model.image_size}": pixels(config.model.image_size)}
-    else:
-        stage = UpsamplerStage(config.model, config.process.build(), config.low_res, config.weighting)
-        batch = {"image_crop": pixels(config.crop)}
     if name in ("prior", "decoder"):
         frozen["clip"] = clip.init_params(clip_spec, jax.random.key(1))
+    if name == "prior":
+        frozen["stats"] = EmbeddingStats(mean=jnp.zeros(clip_spec.embed_dim), std=jnp.ones(clip_spec.embed_dim))
 
     mesh = make_mesh(config.run.mesh)
-    state = init(stage, config.optim, mesh, jax.random.key(0))
-    step = compile_step(
-        make_step(stage, config.optim, total_steps=config.run.steps, seed=0),
-        mesh,
-        state_shardings(abstract_state(stage, config.optim, mesh)),
-    )
-    frozen, batch = jax.device_put(frozen, replicated(mesh)), put_batch(batch, mesh)
-    (state, _), first = timed(lambda: step(state, frozen, batch))
+    state = init(plan.stage, config.optim, mesh, jax.random.key(0), plan.rules)
+    abstract = abstract_state(plan.stage, config.optim, mesh, plan.rules)
+    frozen_shardings = match_rules(plan.frozen_rules, frozen, mesh)
+    step_fn = make_step(plan.stage, config.optim, total_steps=config.run.steps, seed=0)
+    step = compile_step(step_fn, mesh, state_shardings(abstract), frozen_shardings)
+    frozen, batch = jax.device_put(frozen, frozen_shardings), step.put(batch)
+    (state, _), first = timed(lambda: step.run(state, frozen, batch))
     seconds = []
     for _ in range(options.steps):
-        (state, _), elapsed = timed(lambda state=state: step(state, frozen, batch))
+        (state, _), elapsed = timed(lambda state=state: step.run(state, frozen, batch))
         seconds.append(elapsed)
     middle = statistics.median(seconds)
-    return {"compile": first - middle, "step": middle, "images_per_second": size / middle}
+    return {"compile": first - middle, "step": middle, "images_per_second": config.data.batch_size / middle}
 
 
 def sampling(options: Options, name: str) -> dict[str, float]:

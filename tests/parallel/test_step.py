@@ -39,9 +39,10 @@ def test_compiled_step(mesh):
     counted, traces = count_traces(step)
     compiled = compile_step(counted, mesh, {"w": sharding})
     state = jax.device_put({"w": jnp.zeros(4)}, {"w": sharding})
+    batch = {"x": np.ones((8, 2), np.float32)}
     for _ in range(3):
         before = state
-        state, metrics = compiled(state, {"scale": jnp.float32(2)}, put_batch({"x": np.ones((8, 2), np.float32)}, mesh))
+        state, metrics = compiled.run(state, {"scale": jnp.float32(2)}, compiled.put(batch))
         assert before["w"].is_deleted()
     np.testing.assert_array_equal(state["w"], np.full(4, 96))
     assert state["w"].sharding.is_equivalent_to(sharding, 1)

@@ -11,7 +11,7 @@ from tests.helpers import assert_trees_equal, count_traces
 from tests.training.toy import BATCH, FROZEN, Toy, batches
 from unclip_jax.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
-from unclip_jax.parallel.step import compile_step, put_batch
+from unclip_jax.parallel.step import compile_step
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.optim import clip, make_transform
 from unclip_jax.training.state import abstract_state, init, state_shardings
@@ -38,7 +38,7 @@ def run(steps, *, optim=OPTIM, spec=None, devices=8, nan_at=(), stage=None):
     state = jax.device_put(initial(stage, optim), shardings)
     history = []
     for _, batch in zip(range(steps), batches(0, nan_at=nan_at), strict=False):
-        state, metrics = compiled(state, FROZEN, put_batch(batch, mesh))
+        state, metrics = compiled.run(state, FROZEN, compiled.put(batch))
         history.append({name: float(value) for name, value in metrics.items()})
     return jax.device_get(state), history
 
@@ -77,7 +77,7 @@ def test_muon_gives_the_same_numbers_on_a_sharded_kernel():
     step = compile_step(make_step(Toy(), muon, total_steps=100, seed=7), mesh, shardings)
     state, losses = jax.device_put(initial(Toy(), muon), shardings), []
     for _, batch in zip(range(5), batches(0), strict=False):
-        state, metrics = step(state, FROZEN, put_batch(batch, mesh))
+        state, metrics = step.run(state, FROZEN, step.put(batch))
         losses.append(float(metrics["loss"]))
     _, expected = run(5, optim=muon, devices=1)
     np.testing.assert_allclose(losses, [m["loss"] for m in expected], rtol=1e-6)
@@ -190,5 +190,5 @@ def test_traced_once():
     compiled = compile_step(step, mesh, shardings)
     state = jax.device_put(initial(Toy(), OPTIM), shardings)
     for _, batch in zip(range(3), batches(0), strict=False):
-        state, _ = compiled(state, FROZEN, put_batch(batch, mesh))
+        state, _ = compiled.run(state, FROZEN, compiled.put(batch))
     assert len(traces) == 1 and int(state.step) == 3

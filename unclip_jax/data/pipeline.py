@@ -54,6 +54,21 @@ class BatchSpec:
         if self.crop is not None and not 1 <= self.crop <= max(self.sizes):
             raise UserError(f"crop is {self.crop}; give 1 ... {max(self.sizes)}, the largest of sizes")
 
+    def arrays(self, process_count: int = 1) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and type of every array in one host's batch."""
+        rows = self.batch_size // process_count
+        sides = {f"image_{size}": size for size in self.sizes}
+        if self.crop is not None:
+            sides.pop(f"image_{max(self.sizes)}")
+            sides["image_crop"] = self.crop
+        shapes = {name: ((rows, side, side, 3), np.dtype(np.uint8)) for name, side in sides.items()}
+        if self.context is not None:
+            tokens = ((rows, self.context), np.dtype(np.int32))
+            shapes |= {"tokens": tokens, "mask": ((rows, self.context), np.dtype(bool))}
+            if self.negatives:
+                shapes |= {"negative_tokens": tokens, "has_negative": ((rows,), np.dtype(bool))}
+        return shapes
+
 
 def batches(
     source: Source,

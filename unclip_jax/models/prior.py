@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from unclip_jax.errors import UserError
 from unclip_jax.models.base import Dtype, Null, abstract, apply_module, check_heads, given, init_module
@@ -81,8 +81,9 @@ class EmbeddingStats:
     (3) normalise(z) = (z - mean) / std     Karlo's whitening; mean = 0 and std = 1/17.2 is the paper's scaling
     """
 
-    mean: Float[Array, " d"]
-    std: Float[Array, " d"]
+    # Float[Array, " d"] both; shapes and shardings take the place of arrays at times.
+    mean: PyTree
+    std: PyTree
 
     def normalise(self, z_i: Float[Array, "b d"]) -> Float[Array, "b d"]:
         """Equation (3)."""

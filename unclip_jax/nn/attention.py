@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from unclip_jax.nn.norms import GroupNorm
+from unclip_jax.parallel.layout import split_rows
 
 Implementation = Literal["xla", "cudnn"]
 
@@ -123,4 +124,4 @@ class ContextAttention(nn.Module):
                 mask = jnp.pad(context_mask, ((0, 0), (0, h * w)), constant_values=True)[:, None, None, :]
         out = attention(query, key, value, mask, self.implementation).reshape(b, h * w, c)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(out)
-        return x + out.reshape(x.shape)
+        return split_rows(x + out.reshape(x.shape))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from unclip_jax.nn.attention import Implementation, SelfAttention
 from unclip_jax.nn.norms import layer_norm
+from unclip_jax.parallel.layout import split_rows
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -42,10 +43,10 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "#b 1 #n n"] | None) -> Float[Array, "b n d"]:
         width = x.shape[-1]
         h = layer_norm(self.dtype, "norm_attention")(x)
-        x = x + SelfAttention(self.heads, self.dtype, self.implementation, name="attention")(h, mask)
+        x = split_rows(x + SelfAttention(self.heads, self.dtype, self.implementation, name="attention")(h, mask))
         h = layer_norm(self.dtype, "norm_mlp")(x)
         h = activate(nn.Dense(self.mlp_width or 4 * width, dtype=self.dtype, name="fc")(h), self.activation)
-        return x + nn.Dense(width, dtype=self.dtype, name="proj")(h)
+        return split_rows(x + nn.Dense(width, dtype=self.dtype, name="proj")(h))
 
 
 class Transformer(nn.Module):

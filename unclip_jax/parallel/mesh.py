@@ -1,4 +1,8 @@
-"""The device mesh: `data` (replicas), `fsdp` (replicas that split parameters), `tensor` (split layers)."""
+"""The device mesh: `data` (replicas), `fsdp` (replicas that split parameters), `tensor` (split layers).
+
+Several slices (TPU slices, or GPU nodes, that only a data-centre network joins) are one mesh too: `data` then runs over
+the slices first, so that what crosses the slow network is one sum of gradients a step.
+"""
 
 import dataclasses
 import math
@@ -6,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from unclip_jax.errors import UserError
-
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+from unclip_jax.parallel.layout import AXES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,26 +28,59 @@ class MeshSpec:
     """Devices that split the batch and the parameters."""
     tensor: int = 1
     """Devices that split single layers."""
+    slices: int = 1
+    """Slices that the data-centre network joins; `data` counts the devices of all of them."""
 
     def __post_init__(self):
-        sizes = dataclasses.asdict(self)
+        sizes = {axis: getattr(self, axis) for axis in AXES}
         if wrong := [f"{axis}={size}" for axis, size in sizes.items() if size != -1 and size < 1]:
             raise UserError(f"mesh axis {', '.join(wrong)} is not a device count; use 1 or more, or -1 for the rest")
         if list(sizes.values()).count(-1) > 1:
             raise UserError("two mesh axes are -1; only one can take the devices that remain")
+        if self.slices < 1:
+            raise UserError(f"mesh has slices={self.slices}; use 1 or more")
+
+
+def mesh_shape(spec: MeshSpec, num_devices: int) -> tuple[int, ...]:
+    """The sizes of `AXES` on that many devices; raises UserError where they do not multiply to that number."""
+    sizes = [getattr(spec, axis) for axis in AXES]
+    fixed = math.prod(size for size in sizes if size != -1)
+    if num_devices % fixed or (-1 not in sizes and fixed != num_devices):
+        asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        divisors = [str(n) for n in range(1, num_devices + 1) if num_devices % n == 0]
+        raise UserError(
+            f"the mesh {asked} does not fit {num_devices} devices; its sizes must multiply to that number: "
+            f"each one of {', '.join(divisors)}, or -1 for what remains"
+        )
+    shape = tuple(num_devices // fixed if size == -1 else size for size in sizes)
+    if shape[0] % spec.slices:
+        raise UserError(
+            f"data={shape[0]} does not divide over {spec.slices} slices; make mesh.data a multiple of mesh.slices"
+        )
+    return shape
 
 
 def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of `spec` over `devices` (default: all devices of all processes), with axes `AXES`.
 
-    Raises UserError when the axis sizes do not multiply to the number of devices.
+    Raises UserError where the axis sizes do not multiply to the number of devices, and where the devices do not lie in
+    as many slices as the spec says.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(spec, axis) for axis in AXES]
-    fixed = math.prod(size for size in sizes if size != -1)
-    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
-        asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise UserError(f"the mesh {asked} does not fit {len(devices)} devices; its sizes must multiply to that number")
-    shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
+    shape = mesh_shape(spec, len(devices))
     # Explicit, the default of make_mesh, makes Linen's convolutions ask for an output sharding.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=tuple(devices))
+    types = (AxisType.Auto,) * len(AXES)
+    if spec.slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=tuple(devices))
+    return Mesh(_hybrid(spec.slices, shape, devices), AXES, axis_types=types)
+
+
+def _hybrid(slices: int, shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Devices as `shape` says, slice after slice along `data`; where devices know no slice, a process is one."""
+    of_process = getattr(devices[0], "slice_index", None) is None
+    found = len({device.process_index if of_process else device.slice_index for device in devices})
+    if found != slices:
+        raise UserError(f"mesh.slices is {slices}, but the devices lie in {found}; set it to {found}")
+    return mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices=devices, process_is_granule=of_process
+    )

@@ -1,8 +1,9 @@
 """Sharding rules: ordered pairs (regular expression, PartitionSpec) on paths such as `blocks_0/dense/kernel`.
 
-The first rule whose expression is found in the path (`re.search`) decides. Mistakes end in a UserError by
-name: a rule that decides no parameter, a parameter that no rule means, a dimension that its mesh axes do not
-divide.
+The first rule whose expression is found in the path (`re.search`) decides. A spec names the last dimensions: P("fsdp",
+"tensor") says where the inputs and the outputs of a kernel go, be it a dense layer's [in, out], a convolution's
+[3, 3, in, out] or a stack of layers [depth, in, out]. Mistakes end in a UserError by name: a rule that decides no
+parameter, a parameter that no rule means, a dimension that its mesh axes do not divide.
 """
 
 import math
@@ -40,8 +41,7 @@ def match_rules(rules: Rules, params: PyTree, mesh: Mesh) -> PyTree:
         for pattern, spec in rules:
             if re.search(pattern, name):
                 unused.discard(pattern)
-                _check_divides(name, leaf.shape, pattern, spec, mesh)
-                return NamedSharding(mesh, spec)
+                return NamedSharding(mesh, _aligned(name, leaf.shape, pattern, spec, mesh))
         raise UserError(f"no sharding rule means the parameter {name}; add one, or end the rules with {REPLICATE[0]!r}")
 
     shardings = jax.tree_util.tree_map_with_path(sharding, params)
@@ -52,17 +52,22 @@ def match_rules(rules: Rules, params: PyTree, mesh: Mesh) -> PyTree:
     return shardings
 
 
-def _check_divides(name: str, shape: tuple[int, ...], pattern: str, spec: P, mesh: Mesh) -> None:
+def _aligned(name: str, shape: tuple[int, ...], pattern: str, spec: P, mesh: Mesh) -> P:
+    """`spec` with None for the dimensions before those it names."""
     rule = f"the sharding rule {pattern!r}"
     if len(spec) > len(shape):
         raise UserError(f"{rule} shards {len(spec)} dimensions, but the parameter {name} has shape {shape}")
-    for dim, entry in enumerate(spec):
+    if not any(spec):
+        return P()
+    whole = P(*[None] * (len(shape) - len(spec)), *spec)
+    for dim, entry in enumerate(whole):
         axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
         if unknown := [axis for axis in axes if axis not in mesh.shape]:
             raise UserError(f"{rule} names the mesh axis {unknown[0]!r}; the mesh has {', '.join(mesh.axis_names)}")
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if shape[dim] % parts:
             raise UserError(
-                f"{rule} splits dimension {dim} of {name} (shape {shape}) over {parts} devices, "
-                "which does not divide it; change the rule or the mesh"
+                f"{rule} splits dimension {dim} of {name} (shape {shape}) over {parts} devices of mesh axis "
+                f"{' and '.join(axes)}, which does not divide it; {math.gcd(shape[dim], parts)} would"
             )
+    return whole

@@ -38,7 +38,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # What a run may change when it carries on. The rest decides the numbers, so it belongs to the run.
 _MAY_CHANGE = (
-    "run.workdir", "run.steps", "run.*_every", "run.keep", "run.mesh.*", "run.tensorboard",
+    "run.workdir", "run.steps", "run.*_every", "run.keep", "run.mesh.*", "run.backend", "run.tensorboard",
     "optim.learning_rate", "optim.clip_norm", "optim.accumulate", "optim.on_nonfinite", "optim.max_skips",
 )  # fmt: skip
 

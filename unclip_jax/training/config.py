@@ -5,6 +5,7 @@ from typing import Literal
 
 from unclip_jax.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec
+from unclip_jax.parallel.step import Backend
 
 
 def _require(holds: bool, problem: str) -> None:
@@ -86,6 +87,8 @@ class RunConfig:
     """Newest checkpoints to keep."""
     mesh: MeshSpec = MeshSpec()
     """How the devices are laid out."""
+    backend: Backend = "jit"
+    """What compiles the step: jit, on any mesh, or pmap, in one process with whole copies; the numbers are the same."""
     tensorboard: bool = True
     """Also write the metrics and previews for TensorBoard, if tensorboardX is installed."""
 

@@ -21,8 +21,8 @@ from unclip_jax.errors import UserError
 from unclip_jax.files import replacing
 from unclip_jax.images import save_png
 from unclip_jax.parallel.mesh import make_mesh
-from unclip_jax.parallel.rules import REPLICATE, Rules
-from unclip_jax.parallel.step import compile_step, put_batch, replicated
+from unclip_jax.parallel.rules import REPLICATE, Rules, match_rules
+from unclip_jax.parallel.step import compile_step
 from unclip_jax.training.checkpoint import Checkpoints, Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.metrics import Delayed, MetricLogger
@@ -43,6 +43,7 @@ def train(
     meta: Meta,
     preview: Preview | None = None,
     rules: Rules = REPLICATE,
+    frozen_rules: Rules = REPLICATE,
     start_params: PyTree | None = None,
 ) -> State:
     """Trains `stage` to `run.steps` steps and returns the final state.
@@ -52,7 +53,7 @@ def train(
         batches: step -> iterator over this process's rows of the global batches of that step and on.
         meta: what every checkpoint says about itself; its config is compared when a run resumes.
         preview: drawn every `run.sample_every` steps from the moving average.
-        rules: where the parameters live on the mesh.
+        rules: where the parameters live on the mesh; `frozen_rules`, where `frozen` does.
         start_params: parameters that a new run starts from, instead of random ones.
 
     SIGTERM and SIGINT end the step, save and leave with SystemExit(0). Raises UserError for a loss that is
@@ -82,9 +83,17 @@ def train(
             with replacing(workdir / "config.json") as draft:
                 config = {"kind": meta.kind, **to_json(meta.config)}
                 draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        frozen = jax.device_put(frozen, replicated(mesh))
-        step_fn = make_step(stage, optim, total_steps=run.steps, seed=run.seed)
-        compiled = compile_step(step_fn, mesh, state_shardings(abstract))
+        frozen_shardings = match_rules(frozen_rules, frozen, mesh)
+        frozen = jax.device_put(frozen, frozen_shardings)
+        shardings = state_shardings(abstract)
+        step_fn = make_step(
+            stage,
+            optim,
+            total_steps=run.steps,
+            seed=run.seed,
+            param_shardings=shardings.params if run.backend == "jit" else None,
+        )
+        compiled = compile_step(step_fn, mesh, shardings, frozen_shardings, run.backend)
 
         iterator = batches(start_step)
         stack.callback(getattr(iterator, "close", lambda: None))
@@ -103,7 +112,7 @@ def train(
                 logger.add(*finished)
 
         for step in range(start_step + 1, run.steps + 1):
-            state, metrics = compiled(state, frozen, put_batch(batch, mesh))
+            state, metrics = compiled.run(state, frozen, compiled.put(batch))
             settle(delayed.swap(step, metrics))
 
             stopping = stop.received or checkpoints.reached_preemption(step)

@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from unclip_jax.errors import UserError
+from unclip_jax.parallel.layout import num_shares, row_numbers, split_rows, total
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.optim import clip, learning_rate, make_transform, update_ema
 from unclip_jax.training.stage import Batch, Stage
@@ -34,18 +35,23 @@ def example_keys(seed: int, step: Int[Array, ""], rows: Int[Array, " b"]) -> Key
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def make_step(stage: Stage, optim: OptimConfig, *, total_steps: int, seed: int) -> StepFn:
+def make_step(
+    stage: Stage, optim: OptimConfig, *, total_steps: int, seed: int, param_shardings: PyTree = None
+) -> StepFn:
     """The train step of `stage`, to be compiled by `unclip_jax.parallel.step.compile_step`.
 
     Metrics are scalars: `loss`, `grad_norm` (before clipping), `learning_rate`, `skipped` (`State.skipped`
     after the step) and the stage's own, weighted over the global batch; NaN where the batch gave a metric no
-    weight. Raises UserError, when traced, for a batch that `optim.accumulate` does not divide.
+    weight. Where `param_shardings` are given, gradients are summed straight into them: each device gets its own part of
+    a sum, not all of it. Raises UserError, when traced, for a batch that `optim.accumulate` does not divide.
     """
     transform = make_transform(optim)
     rate = learning_rate(optim, total_steps)
 
     def step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, Metrics]:
         (loss, sums), grads = _loss_and_grads(stage, optim.accumulate, seed, state, frozen, batch)
+        if param_shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, param_shardings)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -73,9 +79,12 @@ def make_step(stage: Stage, optim: OptimConfig, *, total_steps: int, seed: int) 
 
 def _loss_and_grads(stage: Stage, microbatches: int, seed: int, state: State, frozen: PyTree, batch: Batch):
     """((loss, {metric: (sum of value * weight, sum of weight)}), gradient of the loss) of the whole batch."""
-    size = len(jax.tree.leaves(batch)[0])
-    if size % microbatches:
-        raise UserError(f"accumulate is {microbatches}, which does not divide the batch of {size}; choose a divisor")
+    rows = row_numbers(len(jax.tree.leaves(batch)[0]))
+    size = len(rows) * num_shares()
+    if len(rows) % microbatches:
+        raise UserError(
+            f"accumulate is {microbatches}, which does not divide the batch of {len(rows)}; choose a divisor"
+        )
 
     def part(params: PyTree, rows: Int[Array, " b"], batch: Batch):
         per_example, values = stage.loss(params, frozen, batch, example_keys(seed, state.step, rows))
@@ -85,19 +94,19 @@ def _loss_and_grads(stage: Stage, microbatches: int, seed: int, state: State, fr
         return jnp.sum(per_example) / size, sums
 
     part_grad = jax.value_and_grad(part, has_aux=True)
-    rows = jnp.arange(size)
     if microbatches == 1:
-        return part_grad(state.params, rows, batch)
+        return total(part_grad(state.params, rows, batch))
 
     # Row i goes to microbatch i mod A: dimension 0 of [B/A, A] keeps the batch's sharding, so no row moves.
     strided = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(size // microbatches, microbatches, *x.shape[1:]), 0, 1),
+        lambda x: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1),
         (rows, batch),
     )
 
-    def accumulate(total, microbatch):
-        return jax.tree.map(jnp.add, total, part_grad(state.params, *microbatch)), None
+    def accumulate(sums, microbatch):
+        microbatch = jax.tree.map(split_rows, microbatch)
+        return jax.tree.map(jnp.add, sums, part_grad(state.params, *microbatch)), None
 
     first = jax.eval_shape(part_grad, state.params, *jax.tree.map(lambda x: x[0], strided))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), first)
-    return jax.lax.scan(accumulate, zeros, strided)[0]
+    return total(jax.lax.scan(accumulate, zeros, strided)[0])

@@ -1,9 +1,9 @@
-"""The number of devices changes no stage's numbers."""
+"""How the devices share the work changes no stage's numbers."""
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,50 +12,69 @@ from tests.training.stages.examples import example
 from unclip_jax.bundle import Part
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
-from unclip_jax.parallel.step import compile_step, put_batch
+from unclip_jax.parallel.rules import match_rules
+from unclip_jax.parallel.step import compile_step
 from unclip_jax.training.config import OptimConfig
-from unclip_jax.training.optim import make_transform
-from unclip_jax.training.state import State, abstract_state, state_shardings
+from unclip_jax.training.sharding import transformer_rules, unet_rules
+from unclip_jax.training.state import abstract_state, start_from, state_shardings
 from unclip_jax.training.step import make_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 OPTIM = OptimConfig(learning_rate=1e-3, warmup_steps=1)
+STEPS = 10
+LAYOUTS = {
+    "8 x data": (MeshSpec(data=8), "jit"),
+    "8 x fsdp": (MeshSpec(data=1, fsdp=8), "jit"),
+    "4 x fsdp, 2 x tensor": (MeshSpec(data=1, fsdp=4, tensor=2), "jit"),
+    "pmap 8": (MeshSpec(), "pmap"),
+}
 
 
 def small(kind):
     """As few layers as there can be: what is at stake is how rows are split, and compiling takes the time."""
     stage, params, frozen, batch = example(kind)
     batch = jax.tree.map(np.asarray, batch)
-    if kind == "decoder":
-        width = stage.clip_spec.text.width
-        spec = dataclasses.replace(stage.spec, attention_at=(), dropout=0.0, text=None, text_width=width)
-        process = ProcessSpec(num_steps=100, variance="learned_range")
-        params = tiny.weights(Part(kind="decoder", spec=spec, process=process), 7).params
+    if kind in ("decoder", "upsampler"):
+        spec = dataclasses.replace(stage.spec, channel_mult=(1, 2), dropout=0.0)
+        if kind == "decoder":
+            width = stage.clip_spec.text.width
+            spec = dataclasses.replace(spec, attention_at=(4,), text=None, text_width=width)
+        process = ProcessSpec(num_steps=100, variance="learned_range" if spec.learned_sigma else "small")
+        params = tiny.weights(Part(kind=kind, spec=spec, process=process), 7).params
         stage = dataclasses.replace(stage, spec=spec)
     return stage, params, frozen, batch
 
 
-def losses(kind, devices):
+def losses(kind, spec, backend="jit", devices=8):
     stage, params, frozen, batch = small(kind)
-    mesh = make_mesh(MeshSpec(), jax.devices()[:devices])
-    shardings = state_shardings(abstract_state(stage, OPTIM, mesh))
-    zero = jnp.zeros((), jnp.int32)
-    opt_state = make_transform(OPTIM).init(params)
-    state = State(step=zero, params=params, ema=params, opt_state=opt_state, skipped=zero)
-    # A copy each: the step takes the buffers of its state.
-    state = jax.device_put(jax.tree.map(np.array, state), shardings)
-    step = compile_step(make_step(stage, OPTIM, total_steps=3, seed=0), mesh, shardings)
+    mesh = make_mesh(spec, jax.devices()[:devices])
+    rules = unet_rules(stage.spec) if kind in ("decoder", "upsampler") else transformer_rules(stage.spec)
+    abstract = abstract_state(stage, OPTIM, mesh, rules)
+    state = start_from(params, abstract, OPTIM)
+    stats = (("^stats/", jax.P()),) if kind == "prior" else ()
+    shardings = match_rules((*stats, *transformer_rules(stage.clip_spec)), frozen, mesh) if frozen else {}
+    frozen = jax.device_put(frozen, shardings)
+    where = state_shardings(abstract)
+    own = where.params if backend == "jit" else None
+    step = make_step(stage, OPTIM, total_steps=STEPS, seed=0, param_shardings=own)
+    compiled = compile_step(step, mesh, where, shardings, backend)
     values = []
-    for _ in range(3):
-        state, metrics = step(state, frozen, put_batch(batch, mesh))
-        values.append(float(metrics["loss"]))
-    return values
+    for _ in range(STEPS):
+        state, metrics = compiled.run(state, frozen, compiled.put(batch))
+        values.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    return np.array(values)
 
 
-@pytest.mark.parametrize("kind", ["clip", "decoder"])
-def test_same_loss_on_one_device_and_on_eight(kind):
-    one, eight = losses(kind, 1), losses(kind, 8)
-    assert one[0] != one[2]
+@functools.cache
+def on_one_device(kind):
+    return losses(kind, MeshSpec(), devices=1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["clip", "prior", "decoder", "upsampler"])
+def test_same_losses_as_on_one_device(kind, layout):
+    one, eight = on_one_device(kind), losses(kind, *LAYOUTS[layout])
+    assert one[0, 0] != one[-1, 0]
     # Sums over the batch are taken in another order.
-    np.testing.assert_allclose(eight, one, rtol=1e-6)
+    np.testing.assert_allclose(eight[:, 0], one[:, 0], rtol=1e-6)

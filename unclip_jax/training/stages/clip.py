@@ -20,13 +20,15 @@ from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.images import to_float
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.parallel.layout import all_rows, row_numbers
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
 from unclip_jax.training.preview import heat_map
+from unclip_jax.training.sharding import transformer_rules
 from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
-from unclip_jax.training.stages.common import READING, DataConfig
+from unclip_jax.training.stages.common import READING, Blueprint, DataConfig
 from unclip_jax.training.state import State
 from unclip_jax.typing import Params
 
@@ -67,24 +69,40 @@ class CLIPStage:
     ) -> tuple[Float[Array, " b"], StageMetrics]:
         del frozen, keys
         images = to_float(batch[f"image_{self.spec.image_tower.image_size}"])
-        rows, hard = len(images), "negative_tokens" in batch
-        captions = [batch["tokens"], batch["negative_tokens"]] if hard else [batch["tokens"]]
-        every = clip.apply(self.spec, params, images, jnp.concatenate(captions))
-        logits = candidates = every[:, :rows]
-        ones, own, metrics = jnp.ones(rows), jnp.arange(rows), {}
-        if hard:
-            negative, given = jnp.diagonal(every[:, rows:]), batch["has_negative"]
-            candidates = jnp.column_stack([logits, jnp.where(given, negative, -jnp.inf)])
-            over = (jnp.diagonal(logits) > negative).astype(jnp.float32)
+        z_i = clip.unit(clip.encode_image(self.spec, params, images))
+        scale = jnp.exp(jnp.minimum(params["logit_scale"], clip.MAX_LOGIT_SCALE))
+
+        def embed(tokens: Array) -> Array:
+            return clip.unit(clip.encode_text(self.spec, params, tokens).z_t)
+
+        z_t = embed(batch["tokens"])
+        # Each row meets every row of the global batch, wherever that lies; its own is where it stands there.
+        rows = jnp.arange(len(z_i))
+        own, ones, metrics = row_numbers(len(z_i)), jnp.ones(len(z_i)), {}
+        of_images, of_texts = scale * z_i @ all_rows(z_t).T, scale * z_t @ all_rows(z_i).T
+        candidates = of_images
+        if "negative_tokens" in batch:
+            negative, given = scale * jnp.sum(z_i * embed(batch["negative_tokens"]), axis=1), batch["has_negative"]
+            candidates = jnp.column_stack([of_images, jnp.where(given, negative, -jnp.inf)])
+            over = (of_images[rows, own] > negative).astype(jnp.float32)
             metrics["over_negative"] = (over, given.astype(jnp.float32))
-        of_image = jnp.diagonal(jax.nn.log_softmax(candidates, axis=1))
-        of_text = jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
+        image_to_text = jax.nn.log_softmax(candidates, axis=1)[rows, own]
+        text_to_image = jax.nn.log_softmax(of_texts, axis=1)[rows, own]
         metrics |= {
-            "image_to_text": ((logits.argmax(1) == own).astype(jnp.float32), ones),
-            "text_to_image": ((logits.argmax(0) == own).astype(jnp.float32), ones),
+            "image_to_text": ((of_images.argmax(1) == own).astype(jnp.float32), ones),
+            "text_to_image": ((of_texts.argmax(1) == own).astype(jnp.float32), ones),
             "logit_scale": (ones * params["logit_scale"], ones),
         }
-        return -(of_image + of_text) / 2, metrics
+        return -(image_to_text + text_to_image) / 2, metrics
+
+
+def blueprint(config: CLIPConfig) -> Blueprint:
+    """The run that `config` describes, once its tokenizer is known."""
+    spec = config.model
+    batch = config.data.holding(
+        spec.image_tower.image_size, context=spec.text_tower.context, negatives=config.negatives
+    )
+    return Blueprint(stage=CLIPStage(spec), rules=transformer_rules(spec), batch=batch)
 
 
 def train_clip(config: CLIPConfig) -> State:
@@ -99,20 +117,12 @@ def train_clip(config: CLIPConfig) -> State:
     text = dataclasses.replace(
         config.model.text_tower, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
     )
-    spec = dataclasses.replace(config.model, text=text)
-    config = dataclasses.replace(config, model=spec)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
+    plan = blueprint(config)
 
     def batches(start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
-        return config.data.batches(
-            source,
-            tokenizer,
-            start_step,
-            sizes=(spec.image_tower.image_size,),
-            context=spec.text_tower.context,
-            negatives=config.negatives,
-        )
+        return config.data.batches(source, tokenizer, plan.batch, start_step)
 
-    stage = CLIPStage(spec)
     meta = Meta(
         kind="clip",
         config=config,
@@ -120,27 +130,28 @@ def train_clip(config: CLIPConfig) -> State:
         may_change=(*READING, "start_from"),
         must_match=("tokenizer",),
     )
-    preview = similarity_preview(stage, batches)
     return train(
-        stage,
+        plan.stage,
         {},
         batches,
+        rules=plan.rules,
+        frozen_rules=plan.frozen_rules,
         optim=config.optim,
         run=config.run,
         meta=meta,
-        preview=preview,
+        preview=similarity_preview(config.model, batches),
         start_params=common.load_start(config.start_from, "clip"),
     )
 
 
-def similarity_preview(stage: CLIPStage, batches: common.Batches) -> Preview:
+def similarity_preview(spec: CLIPSpec, batches: common.Batches) -> Preview:
     """Cosines of 16 images (rows) with their captions (columns): a good CLIP shows a diagonal."""
 
     @jax.jit
     def cosines(params: Params, batch: Batch) -> Array:
-        images = to_float(batch[f"image_{stage.spec.image_tower.image_size}"])
-        z_i = clip.unit(clip.encode_image(stage.spec, params, images))
-        return z_i @ clip.unit(clip.encode_text(stage.spec, params, batch["tokens"]).z_t).T
+        images = to_float(batch[f"image_{spec.image_tower.image_size}"])
+        z_i = clip.unit(clip.encode_image(spec, params, images))
+        return z_i @ clip.unit(clip.encode_text(spec, params, batch["tokens"]).z_t).T
 
     examples = functools.cache(lambda: common.first_examples(batches, 16))
 

@@ -5,10 +5,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.bundle import store
@@ -18,9 +20,13 @@ from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import Source, open_source
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.errors import UserError
+from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec, TextSpec
+from unclip_jax.models.prior import EmbeddingStats
+from unclip_jax.parallel.rules import Rules
 from unclip_jax.training.checkpoint import FOLDER, load_params
-from unclip_jax.training.stage import StageMetrics
+from unclip_jax.training.sharding import transformer_rules
+from unclip_jax.training.stage import Stage, StageMetrics
 from unclip_jax.typing import Params
 
 Batches = Callable[[int], Generator[dict[str, np.ndarray], None, None]]
@@ -66,19 +72,15 @@ class DataConfig:
             print(f"left out of {self.source}: {report()}")
         return source
 
-    def batches(
+    def holding(
         self,
-        source: Source,
-        tokenizer: Tokenizer | None,
-        start_step: int,
-        *,
-        sizes: tuple[int, ...],
+        *sizes: int,
         crop: int | None = None,
         context: int | None = None,
         negatives: tuple[str, ...] = (),
-    ) -> Generator[dict[str, np.ndarray], None, None]:
-        """This host's rows of the global batches from `start_step` on."""
-        spec = BatchSpec(
+    ) -> BatchSpec:
+        """Batches of images of these sizes, and more; see `BatchSpec`."""
+        return BatchSpec(
             batch_size=self.batch_size,
             sizes=tuple(dict.fromkeys(sizes)),
             crop=crop,
@@ -87,6 +89,11 @@ class DataConfig:
             flip=self.flip,
             seed=self.seed,
         )
+
+    def batches(
+        self, source: Source, tokenizer: Tokenizer | None, spec: BatchSpec, start_step: int
+    ) -> Generator[dict[str, np.ndarray], None, None]:
+        """This host's rows of the global batches from `start_step` on."""
         return batches(
             source,
             tokenizer,
@@ -97,6 +104,39 @@ class DataConfig:
             num_workers=self.num_workers,
             num_threads=self.num_threads,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """What a run of a stage compiles, before there are data or weights: for the run itself, and to plan one."""
+
+    stage: Stage
+    rules: Rules
+    """Where the parameters live."""
+    batch: BatchSpec
+    clip_spec: CLIPSpec | None = None
+    """Of the frozen CLIP that the stage listens to."""
+    needs_stats: bool = False
+    """Whether it needs the statistics of z_i as well."""
+
+    @property
+    def frozen(self) -> dict[str, Any]:
+        """What `stage.loss` takes as `frozen`, as shapes."""
+        if self.clip_spec is None:
+            return {}
+        frozen: dict[str, Any] = {"clip": clip.abstract_params(self.clip_spec)}
+        if self.needs_stats:
+            vector = jax.ShapeDtypeStruct((self.clip_spec.embed_dim,), np.float32)
+            frozen["stats"] = EmbeddingStats(mean=vector, std=vector)
+        return frozen
+
+    @property
+    def frozen_rules(self) -> Rules:
+        """Where `frozen` lives."""
+        if self.clip_spec is None:
+            return ()
+        stats: Rules = ((r"^stats/", P()),) if self.needs_stats else ()
+        return (*stats, *transformer_rules(self.clip_spec))
 
 
 def first_examples(batches: Batches, count: int) -> dict[str, np.ndarray]:

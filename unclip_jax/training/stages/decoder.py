@@ -27,9 +27,10 @@ from unclip_jax.settings import StageSettings
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
+from unclip_jax.training.sharding import unet_rules
 from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
-from unclip_jax.training.stages.common import READING, DataConfig, FrozenCLIP
+from unclip_jax.training.stages.common import READING, Blueprint, DataConfig, FrozenCLIP
 from unclip_jax.training.state import State
 from unclip_jax.typing import Params
 
@@ -108,6 +109,17 @@ class DecoderStage:
         return per_example, common.diffusion_metrics(terms, t, self.process.schedule.num_steps)
 
 
+def blueprint(config: DecoderConfig, clip_spec: CLIPSpec) -> Blueprint:
+    """The run that `config` describes under a CLIP of that spec."""
+    spec = config.model
+    stage = DecoderStage(
+        spec, config.process.build(), clip_spec, config.drop_image, config.drop_caption, config.weighting
+    )
+    sizes = spec.image_size, clip_spec.image_tower.image_size
+    batch = config.data.holding(*sizes, context=clip_spec.text_tower.context)
+    return Blueprint(stage=stage, rules=unet_rules(spec), batch=batch, clip_spec=clip_spec)
+
+
 def train_decoder(config: DecoderConfig) -> State:
     """Trains a decoder under a frozen CLIP; see `unclip_jax.training.loop.train`."""
     frozen_clip = FrozenCLIP.load(config.clip)
@@ -118,20 +130,12 @@ def train_decoder(config: DecoderConfig) -> State:
     if spec.text_width is not None:
         spec = dataclasses.replace(spec, text_width=clip_spec.text_tower.width)
     config = dataclasses.replace(config, model=spec)
+    plan = blueprint(config, clip_spec)
     source = config.data.open(captions=True)
 
     def batches(start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
-        return config.data.batches(
-            source,
-            frozen_clip.tokenizer,
-            start_step,
-            sizes=(spec.image_size, clip_spec.image_tower.image_size),
-            context=clip_spec.text_tower.context,
-        )
+        return config.data.batches(source, frozen_clip.tokenizer, plan.batch, start_step)
 
-    stage = DecoderStage(
-        spec, config.process.build(), clip_spec, config.drop_image, config.drop_caption, config.weighting
-    )
     meta = Meta(
         kind="decoder",
         config=config,
@@ -144,15 +148,16 @@ def train_decoder(config: DecoderConfig) -> State:
         must_match=("clip_identity", "tokenizer"),
     )
     frozen = {"clip": frozen_clip.params}
-    preview = sample_preview(stage, batches)
     return train(
-        stage,
+        plan.stage,
         frozen,
         batches,
+        rules=plan.rules,
+        frozen_rules=plan.frozen_rules,
         optim=config.optim,
         run=config.run,
         meta=meta,
-        preview=preview,
+        preview=sample_preview(plan.stage, batches),
         start_params=common.load_start(config.start_from, "decoder"),
     )
 

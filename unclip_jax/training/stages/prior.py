@@ -7,6 +7,7 @@ The caption, z_t and hidden states alike, is dropped for `drop_caption` of the e
 
 import dataclasses
 import functools
+import math
 from collections.abc import Generator
 from typing import Literal
 
@@ -32,9 +33,10 @@ from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
 from unclip_jax.training.preview import heat_map
+from unclip_jax.training.sharding import transformer_rules
 from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
-from unclip_jax.training.stages.common import READING, DataConfig, FrozenCLIP
+from unclip_jax.training.stages.common import READING, Blueprint, DataConfig, FrozenCLIP
 from unclip_jax.training.state import State
 from unclip_jax.typing import Params
 
@@ -112,27 +114,40 @@ class PriorStage:
 
     def _cosines(self, model_fn, stats: EmbeddingStats, z_i: Array, told: PriorCond, noise: Array) -> StageMetrics:
         """How well the caption alone predicts z_i: the network's best guess from pure noise, that guess for the
-        caption of the next example, and z_t itself. On an eighth of the batch, since it costs two forwards."""
+        caption of the next example, and z_t itself. For every 16th example, since it costs a forward pass; a batch of
+        odd size has none."""
         b = len(z_i)
-        few = max(b // 8, min(b, 2))
-        some = jax.tree.map(lambda x: x[:few], told)
-        other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), some)
-        last = jnp.full(few, self.process.schedule.num_steps - 1)
-        both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), some, other)
-        noise, last = jnp.concatenate([noise[:few]] * 2), jnp.concatenate([last] * 2)
-        output = self.process.to_x0(model_fn(noise, last, both), noise, last)
-        guesses = clip.unit(stats.denormalise(jax.lax.stop_gradient(output)))
-        true = clip.unit(z_i[:few])
-        weights = (jnp.arange(b) < few).astype(jnp.float32)
+        group = math.gcd(b, 16)
+        if group == 1:
+            return {}
+
+        def pairs(x: Array) -> Array:
+            # Rows 0, 1, 16, 17, ...: taken within groups of neighbours, so that nothing leaves its device.
+            return x.reshape(b // group, group, *x.shape[1:])[:, :2].reshape(-1, *x.shape[1:])
+
+        told, noise = jax.tree.map(pairs, told), jnp.repeat(pairs(noise)[::2], 2, axis=0)
+        last = jnp.full(len(noise), self.process.schedule.num_steps - 1)
+        output = self.process.to_x0(model_fn(noise, last, told), noise, last)
+        guesses = stats.denormalise(jax.lax.stop_gradient(output))
+        true, weights = clip.unit(pairs(z_i)[::2]), (jnp.arange(b) % group == 0).astype(jnp.float32)
 
         def metric(z: Array) -> tuple[Array, Array]:
-            return jnp.zeros(b).at[:few].set(jnp.sum(z * true, axis=-1)), weights
+            return jnp.repeat(jnp.sum(clip.unit(z) * true, axis=-1), group), weights
 
         return {
-            "cosine": metric(guesses[:few]),
-            "cosine_shuffled": metric(guesses[few:]),
-            "cosine_z_t": metric(clip.unit(some.z_t)),
+            "cosine": metric(guesses[::2]),
+            "cosine_shuffled": metric(guesses[1::2]),
+            "cosine_z_t": metric(told.z_t[::2]),
         }
+
+
+def blueprint(config: PriorConfig, clip_spec: CLIPSpec) -> Blueprint:
+    """The run that `config` describes under a CLIP of that spec."""
+    spec = config.model
+    stage = PriorStage(spec, config.process.build(), clip_spec, config.drop_caption, config.weighting)
+    batch = config.data.holding(clip_spec.image_tower.image_size, context=clip_spec.text_tower.context)
+    rules = transformer_rules(spec)
+    return Blueprint(stage=stage, rules=rules, batch=batch, clip_spec=clip_spec, needs_stats=True)
 
 
 def train_prior(config: PriorConfig) -> State:
@@ -147,18 +162,12 @@ def train_prior(config: PriorConfig) -> State:
         text=None if config.model.text is None else frozen_clip.text_spec(config.model.text),
     )
     config = dataclasses.replace(config, model=spec)
+    plan = blueprint(config, clip_spec)
     source = config.data.open(captions=True)
 
     def batches(start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
-        return config.data.batches(
-            source,
-            frozen_clip.tokenizer,
-            start_step,
-            sizes=(clip_spec.image_tower.image_size,),
-            context=clip_spec.text_tower.context,
-        )
+        return config.data.batches(source, frozen_clip.tokenizer, plan.batch, start_step)
 
-    stage = PriorStage(spec, config.process.build(), clip_spec, config.drop_caption, config.weighting)
     stats = measure_stats(frozen_clip, batches, config.normalise)
     meta = Meta(
         kind="prior",
@@ -173,15 +182,16 @@ def train_prior(config: PriorConfig) -> State:
         must_match=("clip_identity", "tokenizer"),
     )
     frozen = {"clip": frozen_clip.params, "stats": stats}
-    preview = cosine_preview(stage, batches)
     return train(
-        stage,
+        plan.stage,
         frozen,
         batches,
+        rules=plan.rules,
+        frozen_rules=plan.frozen_rules,
         optim=config.optim,
         run=config.run,
         meta=meta,
-        preview=preview,
+        preview=cosine_preview(plan.stage, batches),
         start_params=common.load_start(config.start_from, "prior"),
     )
 

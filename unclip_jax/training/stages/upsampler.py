@@ -27,9 +27,10 @@ from unclip_jax.settings import StageSettings
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
+from unclip_jax.training.sharding import unet_rules
 from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
-from unclip_jax.training.stages.common import READING, DataConfig
+from unclip_jax.training.stages.common import READING, Blueprint, DataConfig
 from unclip_jax.training.state import State
 from unclip_jax.typing import Params
 
@@ -105,30 +106,39 @@ class UpsamplerStage:
         return per_example, common.diffusion_metrics(terms, t, self.process.schedule.num_steps)
 
 
+def blueprint(config: UpsamplerConfig) -> Blueprint:
+    """The run that `config` describes."""
+    stage = UpsamplerStage(config.model, config.process.build(), config.low_res, config.weighting)
+    batch = config.data.holding(config.model.image_size, crop=config.crop)
+    return Blueprint(stage=stage, rules=unet_rules(config.model), batch=batch)
+
+
 def train_upsampler(config: UpsamplerConfig) -> State:
     """Trains an upsampler; see `unclip_jax.training.loop.train`."""
     source = config.data.open(captions=False)
-    size, crop = config.model.image_size, config.crop
+    plan = blueprint(config)
 
-    def batches(start_step: int, crop: int | None = crop) -> Generator[dict[str, np.ndarray], None, None]:
-        return config.data.batches(source, None, start_step, sizes=(size,), crop=crop)
+    def batches(start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
+        return config.data.batches(source, None, plan.batch, start_step)
 
-    stage = UpsamplerStage(config.model, config.process.build(), config.low_res, config.weighting)
+    def whole_images(start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
+        return config.data.batches(source, None, dataclasses.replace(plan.batch, crop=None), start_step)
+
     meta = Meta(
         kind="upsampler",
         config=config,
-        extra={"low_res_size": size // config.low_res.scale, "sampling": to_json(config.sampling)},
+        extra={"low_res_size": config.model.image_size // config.low_res.scale, "sampling": to_json(config.sampling)},
         may_change=(*READING, "start_from", "sampling.*"),
     )
-    preview = sample_preview(stage, functools.partial(batches, crop=None))
     return train(
-        stage,
+        plan.stage,
         {},
         batches,
+        rules=plan.rules,
         optim=config.optim,
         run=config.run,
         meta=meta,
-        preview=preview,
+        preview=sample_preview(plan.stage, whole_images),
         start_params=common.load_start(config.start_from, "upsampler", config.model.image_size),
     )
 

@@ -1,0 +1,66 @@
+"""What code inside a compiled step may ask of the devices that share its batch.
+
+A step is traced either for the whole global batch on a mesh (`jit`), where the compiler moves the data, or for the
+rows of one device (`pmap`), where the program does. These functions make both the same mathematics. Outside of a step,
+and on one device, they do nothing.
+"""
+
+import math
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+PMAP_AXIS = "rows"
+
+T = TypeVar("T")
+
+
+def on_mesh(mesh: Mesh) -> AbstractContextManager:
+    """While a function is traced inside, `split_rows` means the devices of `mesh`."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def split_rows(x: Array) -> Array:
+    """`x` [b ...] itself, laid out with its rows over `BATCH_AXES` and every other dimension whole.
+
+    Between two layers this leaves one way to multiply with a sharded kernel: gather the kernel, not the activations.
+    Without it the compiler is free to gather activations of the whole batch, and does.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.axis_names != AXES or mesh.size == 1 or len(x) % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return x
+    return lax.with_sharding_constraint(x, P(BATCH_AXES, *[None] * (x.ndim - 1)))
+
+
+def _pmapped() -> bool:
+    return PMAP_AXIS in jax.sharding.get_abstract_mesh().axis_names
+
+
+def row_numbers(count: int) -> Int[Array, " b"]:
+    """The places in the global batch of the `count` rows that this trace holds."""
+    first = lax.axis_index(PMAP_AXIS) * count if _pmapped() else 0
+    return first + jnp.arange(count)
+
+
+def num_shares() -> int:
+    """How many traces such as this one share the global batch."""
+    return lax.axis_size(PMAP_AXIS) if _pmapped() else 1
+
+
+def total(tree: T) -> T:
+    """Sums over the traces that share the global batch."""
+    return lax.psum(tree, PMAP_AXIS) if _pmapped() else tree
+
+
+def all_rows(x: Array) -> Array:
+    """The rows of the global batch, in order, of an array [b ...] that holds this trace's."""
+    return lax.all_gather(x, PMAP_AXIS, tiled=True) if _pmapped() else x
+
