@@ -6,6 +6,9 @@ STAMP := $(VENV)/.stamp
 # More workers than this spend their time importing jax.
 WORKERS ?= 4
 PYTEST_ARGS ?=
+# The compiler for TPUs, to plan for them without one. It lies apart, since every program that finds it looks for a TPU.
+LIBTPU := .libtpu
+LIBTPU_STAMP := $(LIBTPU)/.stamp
 # torch for `make parity`; a CPU wheel is enough.
 TORCH ?= torch==2.13.0
 PARITY_VENV := .venv-parity
@@ -13,7 +16,7 @@ PARITY_PY := $(PARITY_VENV)/bin/python
 PARITY_STAMP := $(PARITY_VENV)/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench parity train-demo clean
+.PHONY: help demo test lint bench parity plan train-demo clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +31,14 @@ $(STAMP): requirements.txt pyproject.toml
 demo: $(STAMP)  ## draw the README's prompt with the shipped weights: out/demo.png
 	$(PY) -m sample.text_to_image "a red circle above a blue square" --bundle demo --num-images 4 --seed 0 --out out/demo.png
 
-test: $(STAMP)  ## run the tests
+# Where there is no such wheel, the tests that need it are skipped.
+$(LIBTPU_STAMP): $(STAMP)
+	@mkdir -p $(LIBTPU)
+	-$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(LIBTPU) \
+	  "$$($(PY) -c 'from unclip_jax.planning.chips import libtpu_requirement; print(libtpu_requirement())')"
+	@touch $@
+
+test: $(STAMP) $(LIBTPU_STAMP)  ## run the tests
 	$(PY) -m pytest -n auto --maxprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## style and types
@@ -48,9 +58,12 @@ parity: $(PARITY_STAMP)  ## compare with PyTorch, in .venv-parity: tests, then a
 	$(PARITY_PY) -m pytest tests/parity $(PYTEST_ARGS)
 	$(PARITY_PY) -m tests.parity.table --size mid
 
+plan: $(STAMP) $(LIBTPU_STAMP)  ## what the paper's stages need on TPU slices; compiles for an hour or two, runs nothing
+	PYTHONPATH=$(LIBTPU) $(PY) -m train.plan paper --topology v5e:16x16 v5p:4x4x8 v6e:16x16 tpu7x:4x4x4
+
 train-demo: $(STAMP)  ## train the demo bundle from nothing, on a CPU
 	PYTHON=$(PY) bash train/launch/demo.sh
 
 clean:  ## remove .venv, caches and out/
-	rm -rf $(VENV) $(PARITY_VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PARITY_VENV) $(LIBTPU) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import warnings
@@ -21,6 +22,7 @@ from unclip_jax.cascade import default_settings
 from unclip_jax.config import to_json
 from unclip_jax.errors import UserError, run_cli
 from unclip_jax.images import grid, save_png
+from unclip_jax.parallel.mesh import make_mesh, parse_mesh
 from unclip_jax.settings import StageSettings
 from unclip_jax.text_to_image import CutWarning, Progress, text_to_image
 
@@ -78,7 +80,11 @@ class Options:
     stop_at: int | None = None
     """Stop at images of this many pixels instead of running the whole cascade."""
     batch_size: int = 16
-    """Images drawn at once. It changes speed and memory, not the pictures."""
+    """Images drawn at once, by each device. It changes speed and memory, not the pictures."""
+    mesh: str = ""
+    """Devices to draw with, "data=8": all of them for "data=-1"; fsdp and tensor split the weights. One by default."""
+    one_stage_at_a_time: bool = False
+    """Read the weights of a stage when it begins and free them when it ends, for a cascade larger than the memory."""
     prior: Prior = Prior()
     decoder: Decoder = Decoder()
     upsamplers: Upsamplers = Upsamplers()
@@ -93,7 +99,7 @@ def main() -> None:
         raise UserError(f"num_images is {options.num_images}; it must be at least 1")
     if options.out.suffix.lower() not in ("", ".png"):
         raise UserError(f"{options.out} is no PNG; give a name that ends in .png, or a folder")
-    bundle = store.load(options.bundle)
+    bundle = store.load(options.bundle, weights=not options.one_stage_at_a_time)
     settings = choose_settings(bundle, options)
     with warnings.catch_warnings(record=True, action="always", category=CutWarning) as cut:
         images = text_to_image(
@@ -104,10 +110,17 @@ def main() -> None:
             stop_at=options.stop_at,
             batch_size=options.batch_size,
             progress=report,
+            mesh=make_mesh(parse_mesh(options.mesh)) if options.mesh else None,
+            read_parts=functools.partial(read_parts, options.bundle) if options.one_stage_at_a_time else None,
         )
     for warning in cut:
         print(f"warning: {warning.message}", file=sys.stderr)
     save(bundle, prompts, images, settings, options)
+
+
+def read_parts(bundle: str, parts: tuple[str, ...]) -> Bundle:
+    """The weights of one stage."""
+    return store.load(bundle, parts=parts)
 
 
 def report(progress: Progress) -> None:

@@ -24,6 +24,8 @@ SYSTEM = (
     "unclip_jax.data",
     "unclip_jax.settings",
     "unclip_jax.bundle",
+    "unclip_jax.parallel",
+    "unclip_jax.sharding",
 )
 # What a module may import of ours, by prefix; the longest prefix wins. Its own subpackage is always allowed.
 ALLOWED = {
@@ -48,6 +50,7 @@ ALLOWED = {
     ),
     "unclip_jax.conditioning": ("unclip_jax.models", "unclip_jax.typing"),
     "unclip_jax.parallel": ("unclip_jax.typing", "unclip_jax.errors", "unclip_jax.config"),
+    "unclip_jax.sharding": ("unclip_jax.models", "unclip_jax.parallel", "unclip_jax.bundle"),
     "unclip_jax.data": LEAVES,
     "unclip_jax.training": (
         *LEAVES,
@@ -59,6 +62,7 @@ ALLOWED = {
         "unclip_jax.settings",
         "unclip_jax.bundle",
         "unclip_jax.conditioning",
+        "unclip_jax.sharding",
     ),
     "unclip_jax.bundle": (
         *LEAVES,
@@ -69,7 +73,12 @@ ALLOWED = {
         "unclip_jax.training.checkpoint",
         "unclip_jax.command_line",
     ),
-    "unclip_jax.planning": (*SYSTEM, "unclip_jax.parallel", "unclip_jax.training", "unclip_jax.cascade"),
+    "unclip_jax.planning": (
+        *SYSTEM,
+        "unclip_jax.nn.remat",
+        "unclip_jax.training",
+        "unclip_jax.cascade",
+    ),
     "unclip_jax.cascade": SYSTEM,
     "unclip_jax.text_to_image": (*SYSTEM, "unclip_jax.cascade"),
     "unclip_jax.editing": (*SYSTEM, "unclip_jax.cascade"),

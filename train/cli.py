@@ -8,11 +8,13 @@ import tyro
 
 from train.recipes import RECIPES
 from unclip_jax import command_line, compilation_cache
+from unclip_jax.bundle.parts import Kind
 from unclip_jax.config import suggest
 from unclip_jax.errors import UserError, run_cli
+from unclip_jax.parallel import distributed
 
 
-def main(stage: str, description: str, train: Callable[[Any], Any]) -> None:
+def main(stage: Kind, description: str, train: Callable[[Any], Any]) -> None:
     """Reads `RECIPE [--field.sub value]` and trains."""
 
     def run() -> None:
@@ -29,6 +31,7 @@ def main(stage: str, description: str, train: Callable[[Any], Any]) -> None:
         )
         config = command_line.parse(form, prog=f"python -m train.{stage}", description=description)
         compilation_cache.enable()
+        distributed.start(config.run.cluster)
         train(config)
 
     run_cli(run)

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.bundle.parts import Bundle, Part
@@ -30,7 +31,10 @@ from unclip_jax.models import clip, prior, unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
+from unclip_jax.parallel.layout import on_every_replica
+from unclip_jax.parallel.step import batch_sharding
 from unclip_jax.settings import StageSettings
+from unclip_jax.sharding import mesh_of
 from unclip_jax.typing import Params
 
 PRIOR_STREAM, DECODER_STREAM, UPSAMPLER_STREAM = range(3)
@@ -177,6 +181,35 @@ def upsample(
     return _upsampler_program(_static(part), cast(int, part.low_res_size), how, part.params, images, noise)
 
 
+def trace_stage(bundle: Bundle, name: str, count: int, how: StageSettings) -> Any:
+    """The program of one stage for `count` images, `jax.stages.Traced`: weights may be shapes, on devices or not.
+
+    For whoever wants to know what drawing would take.
+    """
+    part = bundle.part(name)
+    weights = jax.tree.leaves(part.params)[0].sharding
+    mesh = mesh_of(part.params)
+    rows = weights if mesh is None else batch_sharding(mesh)
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *sizes), dtype, sharding=rows)
+
+    candidates = count * (how.num_candidates if name == "prior" else 1)
+    noise = jax.eval_shape(lambda: KeyNoise(key=jax.random.key(0), indices=jnp.arange(candidates)))
+    if part.kind == "upsampler":
+        size = cast(int, part.low_res_size)
+        return _upsampler_program.trace(_static(part), size, how, part.params, shape(size, size, 3), noise)
+    clip_part = bundle.part("clip")
+    clip_spec = cast(CLIPSpec, clip_part.spec)
+    context = clip_spec.text_tower.context
+    captions = shape(context, dtype=jnp.int32), shape(context, dtype=jnp.bool)
+    if name == "prior":
+        weights = part.params, clip_part.params, bundle.stats
+        return _prior_program.trace(_static(part), clip_spec, how, *weights, *captions, noise)
+    weights, z_i = (part.params, clip_part.params), shape(clip_spec.embed_dim)
+    return _decoder_program.trace(_static(part), clip_spec, how, True, *weights, z_i, *captions, noise)
+
+
 _Static = tuple[Any, ProcessSpec, tuple[int, ...]]
 
 
@@ -184,12 +217,36 @@ def _static(part: Part) -> _Static:
     return part.spec, cast(ProcessSpec, part.process), part.experts
 
 
-def _program(num_static: int) -> Callable[[Callable], Callable]:
-    """Compiles a stage; its first `num_static` arguments select the program."""
-    return functools.partial(jax.jit, static_argnums=tuple(range(num_static)))
+def _program(num_static: int, num_weights: int) -> Callable[[Callable], Any]:
+    """Compiles a stage, a function of static arguments, weights, rows and the noise of those rows.
+
+    Where the weights lie on a mesh (`unclip_jax.sharding.place`), every replica draws its own rows.
+    """
+
+    def decorate(stage: Callable) -> Callable:
+        @functools.partial(jax.jit, static_argnums=tuple(range(1 + num_static)))
+        def program(mesh: Mesh | None, *arguments: Any) -> Array:
+            static, (*weights, noise) = arguments[:num_static], arguments[num_static:]
+            if mesh is None:
+                return stage(*static, *weights, noise)
+            key, indices = noise.key, noise.indices
+
+            def replica(key: Array, *own: Any) -> Array:
+                return stage(*static, *own[:-1], KeyNoise(key=key, indices=own[-1]))
+
+            return on_every_replica(replica, mesh, 1 + num_weights)(key, *weights, indices)
+
+        def run(*arguments: Any) -> Array:
+            return program(mesh_of(arguments[num_static]), *arguments)
+
+        run.trace = lambda *arguments: program.trace(mesh_of(arguments[num_static]), *arguments)
+        run.cache_size = program._cache_size
+        return run
+
+    return decorate
 
 
-@_program(3)
+@_program(3, 3)
 def _prior_program(
     static: _Static,
     clip_spec: CLIPSpec,
@@ -226,7 +283,7 @@ def _prior_program(
     return jnp.take_along_axis(z_i, best[:, None, None], axis=1)[:, 0]
 
 
-@_program(4)
+@_program(4, 2)
 def _decoder_program(
     static: _Static,
     clip_spec: CLIPSpec,
@@ -246,7 +303,7 @@ def _decoder_program(
     return _draw_pixels(static, how, params, cond, noise, len(z_i))
 
 
-@_program(3)
+@_program(3, 1)
 def _upsampler_program(
     static: _Static, low_res_size: int, how: StageSettings, params: Params, images: Array, noise: NoiseSource
 ) -> Array:

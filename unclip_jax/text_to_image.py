@@ -6,6 +6,8 @@ This is the whole system as one function, for scripts and for the commands of `s
     images = text_to_image(bundle, ["a red circle above a blue square"] * 4, seed=0)
 """
 
+import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from unclip_jax.bundle.parts import Bundle
@@ -22,7 +25,10 @@ from unclip_jax.data.tokenizer import Encoded
 from unclip_jax.errors import UserError
 from unclip_jax.images import to_uint8
 from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.parallel.distributed import fetch, put_whole
+from unclip_jax.parallel.step import batch_sharding
 from unclip_jax.settings import StageSettings
+from unclip_jax.sharding import place
 
 
 class Progress(NamedTuple):
@@ -49,6 +55,8 @@ def text_to_image(
     stop_at: int | None = None,
     batch_size: int = 16,
     progress: Callable[[Progress], None] | None = None,
+    mesh: Mesh | None = None,
+    read_parts: Callable[[tuple[str, ...]], Bundle] | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """One image per caption.
 
@@ -56,8 +64,13 @@ def text_to_image(
         seed: of the whole request; image i is the same whatever the batch size.
         settings: by part; the bundle's own where a part is not named.
         stop_at: size in pixels after which to stop; None runs the whole cascade.
-        batch_size: images drawn at once; the last batch is padded, so that it runs the programs of the others.
+        batch_size: images drawn at once, by each replica; the last batch is padded, so that it runs the programs of the
+            others.
         progress: called after every stage of every batch.
+        mesh: devices, of all hosts, that share the captions; the default device alone for None. Every host gets every
+            image.
+        read_parts: reads the named parts when their stage begins. All batches then go through one stage after another,
+            and the weights of a stage are freed when it ends, so that the largest stage has to fit, not their sum.
 
     Raises:
         UserError: a caption is empty, a setting out of range, or the bundle lacks a part.
@@ -65,24 +78,49 @@ def text_to_image(
     Warns `CutWarning` for every distinct caption that is longer than the context.
     """
     encoded = _encode(bundle, captions, seed, batch_size)
-    num_stages = len(stages_until(bundle, stop_at))
-    total, size = len(captions), min(batch_size, len(captions))
-    images = []
-    for first in range(0, total, size):
-        rows, tokens, mask = _batch(encoded, first, size)
-        stages = cascade(
-            bundle, tokens, mask, jax.random.key(seed), indices=rows, settings=settings, stop_at=stop_at
+    names = stages_until(bundle, stop_at)
+    replicas = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    total = len(captions)
+    size = min(batch_size, math.ceil(total / replicas)) * replicas
+    if read_parts is None and mesh is not None:
+        bundle = place(bundle, mesh)
+    parts = dict(bundle.parts)
+    drawing = dataclasses.replace(bundle, parts=parts)
+    batches = {
+        first: cascade(
+            drawing,
+            *_batch(encoded, first, size, mesh),
+            jax.random.key(seed),
+            indices=_rows(np.arange(first, first + size), mesh),
+            settings=settings,
+            stop_at=stop_at,
         )
-        last, start = None, time.perf_counter()
-        for stage, last in enumerate(stages, start=1):
-            jax.block_until_ready(last.value)
-            now = time.perf_counter()
-            if progress is not None:
-                progress(Progress(last.part, stage, num_stages, min(first + size, total), total, now - start))
-            start = now
-        assert last is not None  # stages_until never returns an empty list
-        images.append(to_uint8(last.value))
-    return np.concatenate(images)[:total]
+        for first in range(0, total, size)
+    }
+    images = {}
+    for name, first in _order(names, list(batches), by_stage=read_parts is not None):
+        start = time.perf_counter()
+        if read_parts is not None and first == 0:
+            # The stage before goes before this one comes.
+            parts.update(bundle.parts)
+            needed = (name,) if bundle.parts[name].kind == "upsampler" else ("clip", name)
+            read = read_parts(needed)
+            parts.update((read if mesh is None else place(read, mesh)).parts)
+            del read
+        last = jax.block_until_ready(next(batches[first]).value)
+        if progress is not None:
+            done, seconds = min(first + size, total), time.perf_counter() - start
+            progress(Progress(name, 1 + names.index(name), len(names), done, total, seconds))
+        if name == names[-1]:
+            images[first] = to_uint8(fetch(last))
+    return np.concatenate([images[first] for first in sorted(images)])[:total]
+
+
+def _order(names: list[str], batches: list[int], *, by_stage: bool) -> list[tuple[str, int]]:
+    """Every stage of every batch: batch after batch, or stage after stage."""
+    if by_stage:
+        return [(name, first) for name in names for first in batches]
+    return [(name, first) for first in batches for name in names]
 
 
 def text_to_embedding(
@@ -102,7 +140,8 @@ def text_to_embedding(
     chosen = choose_settings(bundle, ["prior"], None if settings is None else {"prior": settings})
     embeddings, size = [], min(batch_size, len(captions))
     for first in range(0, len(captions), size):
-        rows, tokens, mask = _batch(encoded, first, size)
+        tokens, mask = _batch(encoded, first, size)
+        rows = jnp.arange(first, first + size)
         noise = prior_noise(jax.random.key(seed), rows, chosen["prior"])
         embeddings.append(np.asarray(draw_embedding(bundle, tokens, mask, noise, chosen["prior"])))
     return np.concatenate(embeddings)[: len(captions)]
@@ -125,8 +164,11 @@ def _encode(bundle: Bundle, captions: Sequence[str], seed: int, batch_size: int)
     return encoded
 
 
-def _batch(encoded: Encoded, first: int, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Numbers, tokens and masks of `size` images from `first` on; the last caption fills a batch that is not full."""
-    rows = np.arange(first, first + size)
-    real = np.minimum(rows, len(encoded.tokens) - 1)
-    return jnp.asarray(rows), jnp.asarray(encoded.tokens[real]), jnp.asarray(encoded.mask[real])
+def _batch(encoded: Encoded, first: int, size: int, mesh: Mesh | None = None) -> tuple[jax.Array, jax.Array]:
+    """Tokens and masks of `size` images from `first` on; the last caption fills a batch that is not full."""
+    real = np.minimum(np.arange(first, first + size), len(encoded.tokens) - 1)
+    return _rows(encoded.tokens[real], mesh), _rows(encoded.mask[real], mesh)
+
+
+def _rows(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
+    return jnp.asarray(array) if mesh is None else put_whole(array, batch_sharding(mesh))

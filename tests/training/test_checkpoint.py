@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import PartitionSpec as P
 
 from tests.helpers import assert_trees_equal
@@ -101,6 +102,13 @@ def test_keeps_the_newest_and_restores_the_last(checkpoints, tmp_path):
     state, progress = reopened(tmp_path)
     assert_trees_equal(state, toy_state(10))
     assert progress == {"loss": [0.1, 10]}
+
+
+def test_some_steps_are_kept_for_ever(tmp_path):
+    checkpoints = Checkpoints(tmp_path, meta=META, keep=1, keep_period=4)
+    save(checkpoints, 2, 4, 6, 8, 9, 11)
+    checkpoints.close()
+    assert {path.name for path in (tmp_path / FOLDER).iterdir()} == {"4", "8", "11"}
 
 
 def test_a_save_is_of_its_moment(checkpoints, tmp_path):
@@ -227,6 +235,21 @@ def test_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write checkpoints to"):
         Checkpoints(tmp_path / "file", meta=META, keep=1)
+
+
+def test_a_bucket_without_its_package_or_permission(monkeypatch):
+    workdir = "gs://somewhere/run"
+    for error, message in (
+        (ImportError("Please install gcsfs to access Google Storage"), "ImportError: Please install gcsfs"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(epath.Path("gs://somewhere").__class__, "mkdir", fail)
+        with pytest.raises(UserError, match=f"^cannot write checkpoints to {workdir}/{FOLDER}: {message}"):
+            Checkpoints(workdir, meta=META, keep=1)
 
 
 def test_leftovers_of_a_killed_save(checkpoints, tmp_path):

@@ -24,7 +24,7 @@ def test_optim_refuses(field, value):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("workdir", ""), ("workdir", "gs://b/run"), ("steps", 0), ("log_every", 0), ("save_every", 0),
+        ("workdir", ""), ("keep_period", 0), ("hang_timeout", -1), ("steps", 0), ("log_every", 0), ("save_every", 0),
         ("keep", 0), ("sample_every", -1), ("seed", -1), ("seed", 2**32),
     ],
 )  # fmt: skip

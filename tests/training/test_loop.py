@@ -147,6 +147,21 @@ def test_data_that_ends(tmp_path):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 
+def test_data_that_stop_coming(tmp_path):
+    """In a process of its own: the watchdog ends it."""
+    command = [sys.executable, "-m", "tests.training.toy", str(tmp_path), str(STEPS), "hang=7"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1].startswith("process 0 of 1: no step finished for 3 s after step 6; another")
+    assert "step 6/14" in done.stdout
+
+
+def test_a_profile(tmp_path):
+    run(tmp_path, profile=2)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_previews_are_drawn_from_the_average(tmp_path):
     seen = {}
 

@@ -5,6 +5,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from unclip_jax.training.config import RunConfig
 from unclip_jax.training.metrics import FILE, Delayed, MetricLogger
@@ -88,6 +89,50 @@ def test_tensorboard(tmp_path):
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
     assert b"loss" in content and b"samples" in content and b"accuracy" not in content
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """gs:// paths that are files under tmp_path / "gs:", and (name, text) of everything that is written to them."""
+    written = []
+
+    def place(path):
+        return tmp_path / str(path).replace("gs://", "gs:/")
+
+    def write_text(path, text):
+        written.append((str(path), text))
+        place(path).parent.mkdir(parents=True, exist_ok=True)
+        place(path).write_text(text)
+
+    kind = type(epath.Path("gs://b"))
+    monkeypatch.setattr(kind, "exists", lambda path: place(path).exists())
+    monkeypatch.setattr(kind, "read_text", lambda path: place(path).read_text())
+    monkeypatch.setattr(kind, "write_text", write_text)
+    return written
+
+
+def test_in_a_bucket_the_file_is_written_whole(bucket, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def feed_slowly(logger, first, last):
+        for step in range(first, last + 1):
+            now[0] += 6.0
+            logger.add(step, {"loss": float(step)})
+        logger.close()
+
+    feed_slowly(make_logger("gs://b/run", log_every=1), 1, 7)
+    # After 30 seconds and at the end.
+    assert [(path, text.count("\n")) for path, text in bucket] == [(f"gs://b/run/{FILE}", 5), (f"gs://b/run/{FILE}", 7)]
+    feed_slowly(make_logger("gs://b/run", log_every=1, start_step=6), 7, 8)
+    assert [json.loads(line)["step"] for line in bucket[-1][1].splitlines()] == list(range(1, 9))
+
+
+def test_tensorboard_in_a_bucket_needs_its_client(bucket, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    feed(make_logger("gs://b/run", tensorboard=True), 1, 3)
+    assert "google-cloud-storage is not installed: metrics go to metrics.jsonl" in capsys.readouterr().out
+    assert len(bucket[-1][1].splitlines()) == 1
 
 
 def test_without_tensorboard(tmp_path, capsys, monkeypatch):

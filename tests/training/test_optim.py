@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from unclip_jax.errors import UserError
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.optim import clip, kernel_mask, learning_rate, make_transform, update_ema
 
@@ -144,3 +145,35 @@ def test_muon_scales_what_adam_moves():
     part = direction(dataclasses.replace(MUON, adam_rate=0.25), params, grads)
     np.testing.assert_allclose(part["norm"]["scale"], 0.25 * whole["norm"]["scale"], rtol=1e-6)
     np.testing.assert_array_equal(part["dense"]["kernel"], whole["dense"]["kernel"])
+
+
+def test_adafactor_is_equation_6():
+    """A kernel large enough for rows and columns, and one that keeps all its squares."""
+    shapes = {"wide": (128, 160), "small": (6, 4)}
+    gradients = []
+    rows, columns, squares = np.zeros(128), np.zeros(160), np.zeros((6, 4))
+    for step in (1, 2, 3):
+        gradients.append(jax.tree.map(lambda g, step=step: step * g, kernels(shapes, step)))
+        wide, small = (np.float64(gradients[-1][name]["kernel"]) for name in ("wide", "small"))
+        decay = 1 - step**-0.8
+        rows = decay * rows + (1 - decay) * np.mean(wide**2, axis=1)
+        columns = decay * columns + (1 - decay) * np.mean(wide**2, axis=0)
+        squares = decay * squares + (1 - decay) * small**2
+    wide = wide / np.sqrt(np.outer(rows, columns) / rows.mean())
+    small = small / np.sqrt(squares)
+    got = direction(OptimConfig(optimizer="adafactor"), kernels(shapes), *gradients)
+    assert np.sqrt(np.mean(wide**2)) > 1.1
+    for name, update in (("wide", wide), ("small", small)):
+        expected = update / max(1, np.sqrt(np.mean(update**2)))
+        np.testing.assert_allclose(got[name]["kernel"], expected, rtol=1e-4)
+
+
+def test_adafactor_keeps_rows_and_columns_only():
+    params = kernels({"wide": (128, 160)})
+    state = make_transform(OptimConfig(optimizer="adafactor")).init(params)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 128 + 160 + 10
+
+
+def test_adafactor_has_no_moments_to_keep_in_fewer_bits():
+    with pytest.raises(UserError, match="moments is int8; adafactor has next to none to keep"):
+        OptimConfig(optimizer="adafactor", moments="int8")

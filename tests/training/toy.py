@@ -1,15 +1,16 @@
 """A small stage for the tests of training, an MLP that predicts noise, and a process that runs it.
 
-    python -m tests.training.toy WORKDIR STEPS {die_saving | term_at}=STEP
+    python -m tests.training.toy WORKDIR STEPS {die_saving | term_at | hang}=STEP
 
 saves every 5 steps, and kills itself (SIGKILL) while the checkpoint of step `die_saving` is being written, or sends
-itself SIGTERM before the step that follows step `term_at`.
+itself SIGTERM before the step that follows step `term_at`, or gets no more data there (`hang`).
 """
 
 import dataclasses
 import os
 import signal
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -93,11 +94,15 @@ def main():
 
     def fateful(start_step):
         for step, batch in enumerate(batches(start_step), start_step):
-            if step == int(at):
+            if step == int(at) and fate == "hang":
+                time.sleep(100)
+            elif step == int(at):
                 os.kill(os.getpid(), {"die_saving": signal.SIGKILL, "term_at": signal.SIGTERM}[fate])
             yield batch
 
-    train(Toy(), FROZEN, fateful, **config(workdir, int(steps), save_every=5))
+    # Where the machine is busy, saving may take longer than the data that do not come.
+    settings = {"save_every": 100, "hang_timeout": 3} if fate == "hang" else {"save_every": 5}
+    train(Toy(), FROZEN, fateful, **config(workdir, int(steps), **settings))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from train.recipes import paper, photos, shapes, tiny
+from unclip_jax.bundle.parts import Kind
 
-RECIPES: dict[str, dict[str, Callable[[], Any]]] = {
+RECIPES: dict[Kind, dict[str, Callable[[], Any]]] = {
     "clip": {"shapes": shapes.clip, "paper": paper.clip, "tiny": tiny.clip},
     "prior": {"shapes": shapes.prior, "paper": paper.prior, "tiny": tiny.prior},
     "decoder": {"shapes": shapes.decoder, "paper": paper.decoder, "tiny": tiny.decoder},

@@ -1,7 +1,8 @@
 """The paper's own sizes and hyper-parameters (2204.06125, table 3). Nobody has trained these in public.
 
 COMMAND   python -m train.prior paper --data.source /path/to/images --clip CLIP --run.workdir runs/prior
-HARDWARE  TPU pods; the batch of each recipe is the paper's and wants `--optim.accumulate` on anything smaller
+HARDWARE  TPU slices of 64 chips and more, over 64 of which parameters are split; `python -m train.plan paper --topology
+          v5e:16x16` says what each stage needs there
 """
 
 from unclip_jax.data.degrade import LowRes
@@ -9,6 +10,7 @@ from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.models.clip import vit_h16
 from unclip_jax.models.prior import paper_prior
 from unclip_jax.models.unet import paper_decoder, paper_upsampler_256, paper_upsampler_1024
+from unclip_jax.parallel.mesh import MeshSpec
 from unclip_jax.settings import StageSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.clip import CLIPConfig
@@ -19,7 +21,13 @@ from unclip_jax.training.stages.upsampler import UpsamplerConfig
 
 
 def _run(name: str, iterations: int) -> RunConfig:
-    return RunConfig(workdir=f"runs/paper/{name}", steps=iterations, save_every=5000, sample_every=5000)
+    return RunConfig(
+        workdir=f"runs/paper/{name}",
+        steps=iterations,
+        save_every=5000,
+        sample_every=5000,
+        mesh=MeshSpec(data=-1, fsdp=64),
+    )
 
 
 def clip() -> CLIPConfig:

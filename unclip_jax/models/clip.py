@@ -24,6 +24,7 @@ from unclip_jax.errors import UserError
 from unclip_jax.models.base import Dtype, abstract, apply_module, check_heads, init_module
 from unclip_jax.nn.attention import Implementation
 from unclip_jax.nn.norms import layer_norm
+from unclip_jax.nn.remat import Remat
 from unclip_jax.nn.transformer import Activation, Transformer, causal_mask
 from unclip_jax.typing import Params
 
@@ -81,7 +82,7 @@ class CLIPSpec:
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     dtype: Dtype = "float32"
-    remat: bool = False
+    remat: Remat = False
     scan: bool = False
     attention: Implementation = "xla"
 

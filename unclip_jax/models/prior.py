@@ -24,6 +24,7 @@ from unclip_jax.models.text_encoder import TextEncoder
 from unclip_jax.nn.attention import Implementation
 from unclip_jax.nn.embeddings import TimestepMLP
 from unclip_jax.nn.norms import layer_norm
+from unclip_jax.nn.remat import Remat
 from unclip_jax.nn.transformer import Transformer, causal_mask
 from unclip_jax.typing import Params
 
@@ -45,7 +46,7 @@ class PriorSpec:
     z_t_scale: float = 1.0
     null: Null = "learned"
     dtype: Dtype = "float32"
-    remat: bool = False
+    remat: Remat = False
     scan: bool = False
     attention: Implementation = "xla"
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from unclip_jax.models.clip import TextSpec
 from unclip_jax.nn.attention import Implementation
 from unclip_jax.nn.norms import layer_norm
+from unclip_jax.nn.remat import Remat
 from unclip_jax.nn.transformer import Transformer
 
 
@@ -15,7 +16,7 @@ class TextEncoder(nn.Module):
 
     spec: TextSpec
     dtype: jnp.dtype
-    remat: bool = False
+    remat: Remat = False
     scan: bool = False
     implementation: Implementation = "xla"
 

@@ -29,6 +29,7 @@ from unclip_jax.nn.attention import ContextAttention, Implementation
 from unclip_jax.nn.conv import Conv3x3, depth_to_space, space_to_depth
 from unclip_jax.nn.embeddings import TimestepMLP
 from unclip_jax.nn.norms import GroupNorm, layer_norm
+from unclip_jax.nn.remat import Remat, rematerialised
 from unclip_jax.nn.resblock import Conditioning, Resample, ResBlock
 from unclip_jax.typing import Params
 
@@ -62,7 +63,7 @@ class UNetSpec:
     null: Null = "learned"
     low_res: bool = False
     dtype: Dtype = "float32"
-    remat: bool = False
+    remat: Remat = False
     scan: bool = False
     attention: Implementation = "xla"
 
@@ -183,8 +184,8 @@ class UNet(nn.Module):
     ) -> Float[Array, "b h w _"]:
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         embedding, context, context_mask = Conditioner(spec, name="conditioner")(t, cond)
-        res_block = nn.remat(ResBlock) if spec.remat else ResBlock
-        attend = nn.remat(ContextAttention) if spec.remat else ContextAttention
+        res_block = rematerialised(ResBlock, spec.remat)
+        attend = rematerialised(ContextAttention, spec.remat)
         levels = range(len(spec.channel_mult))
 
         def residual(x: Array, level: int, name: str, how: Resample = "none") -> Array:

@@ -61,7 +61,9 @@ def _attention_cpu(query: Array, key: Array, value: Array, mask: Array | None) -
     if q * s < LARGE:
         out = jax.vmap(attend)(queries, keys, values, masks)
     else:
-        out = lax.map(lambda head: attend(*head), (queries, keys, values, masks))
+        # In batches of one: as a product without a batch dimension the logits would pass for a layer's output, which
+        # `unclip_jax.nn.remat` keeps.
+        out = lax.map(lambda head: attend(*head), (queries, keys, values, masks), batch_size=1)
     return out.reshape(b, k, q, d).swapaxes(1, 2)
 
 

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from unclip_jax.nn import winograd
+from unclip_jax.nn.remat import named_conv
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 MIN_WIDTH = 48
@@ -103,7 +104,8 @@ class Conv3x3(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w e"]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return conv3x3(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        y = named_conv(conv3x3(x.astype(self.dtype), kernel.astype(self.dtype)))
+        return y + bias.astype(self.dtype)
 
 
 def space_to_depth(x: Float[Array, "b H W C"], patch: int) -> Float[Array, "b h w c"]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from unclip_jax.nn.attention import Implementation, SelfAttention
 from unclip_jax.nn.norms import layer_norm
+from unclip_jax.nn.remat import Remat, rematerialised
 from unclip_jax.parallel.layout import split_rows
 
 Activation = Literal["gelu", "quick_gelu"]
@@ -52,8 +53,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """`depth` blocks, one after another, or scanned with their parameters stacked on a leading axis.
 
-    `scan` keeps compile time constant in depth; `remat` recomputes each block in the backward pass, so that memory
-    grows by one activation per block instead of about fifteen.
+    `scan` keeps compile time constant in depth; `remat` recomputes each block in the backward pass, all of it or all
+    but its products, so that memory grows by one or nine activations per block instead of about fifteen.
     """
 
     depth: int
@@ -61,7 +62,7 @@ class Transformer(nn.Module):
     mlp_width: int | None = None
     activation: Activation = "gelu"
     dtype: jnp.dtype = jnp.dtype("float32")
-    remat: bool = False
+    remat: Remat = False
     scan: bool = False
     implementation: Implementation = "xla"
 
@@ -69,7 +70,7 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], mask: Bool[Array, "#b 1 #n n"] | None = None
     ) -> Float[Array, "b n d"]:
-        kind = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        kind = rematerialised(Block, self.remat, prevent_cse=not self.scan)
 
         def block(name: str) -> Block:
             return kind(self.heads, self.activation, self.mlp_width, self.dtype, self.implementation, name=name)

@@ -6,6 +6,7 @@ and on one device, they do nothing.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -35,9 +36,30 @@ def split_rows(x: Array) -> Array:
     Without it the compiler is free to gather activations of the whole batch, and does.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.axis_names != AXES or mesh.size == 1 or len(x) % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+    if mesh.axis_names != AXES:
         return x
-    return lax.with_sharding_constraint(x, P(BATCH_AXES, *[None] * (x.ndim - 1)))
+    # Inside of `on_every_replica` the rows of `data` are apart already.
+    axes = tuple(axis for axis in BATCH_AXES if axis not in mesh.manual_axes)
+    if all(mesh.shape[axis] == 1 for axis in (*axes, "tensor")) or len(x) % math.prod(mesh.shape[a] for a in axes):
+        return x
+    return lax.with_sharding_constraint(x, P(axes, *[None] * (x.ndim - 1)))
+
+
+def on_every_replica(function: Callable[..., Array], mesh: Mesh, whole: int) -> Callable[..., Array]:
+    """`function(*arguments)`, run by every replica of the axis `data` on its own rows.
+
+    The first `whole` arguments are the same everywhere, of the others dimension 0 is split, and that of the result is
+    joined. Each replica is compiled for its own number of rows, so what a row becomes does not depend on how many
+    replicas there are; over the other axes the compiler divides each replica as the arguments lie.
+    """
+
+    def run(*arguments):
+        specs = (P(),) * whole + (P("data"),) * (len(arguments) - whole)
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=P("data"), axis_names={"data"}, check_vma=False
+        )(*arguments)
+
+    return run
 
 
 def _pmapped() -> bool:
@@ -48,6 +70,13 @@ def row_numbers(count: int) -> Int[Array, " b"]:
     """The places in the global batch of the `count` rows that this trace holds."""
     first = lax.axis_index(PMAP_AXIS) * count if _pmapped() else 0
     return first + jnp.arange(count)
+
+
+def rows_together(count: int) -> int:
+    """Of `count` rows that this trace holds, how many lie on one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES) if mesh.axis_names == AXES else 1
+    return count // parts if count % parts == 0 else 1
 
 
 def num_shares() -> int:

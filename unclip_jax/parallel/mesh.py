@@ -41,6 +41,17 @@ class MeshSpec:
             raise UserError(f"mesh has slices={self.slices}; use 1 or more")
 
 
+def parse_mesh(text: str) -> MeshSpec:
+    """A mesh as it is written on a command line, "data=4,fsdp=64"; raises UserError for anything else."""
+    try:
+        sizes = {axis.strip(): int(size) for axis, size in (pair.split("=") for pair in text.split(","))}
+    except ValueError:
+        raise UserError(f"mesh {text!r} is not understood; write it as data=4,fsdp=64") from None
+    if unknown := sorted(sizes.keys() - set(AXES)):
+        raise UserError(f"the mesh has no axis {unknown[0]!r}; it has {', '.join(AXES)}")
+    return MeshSpec(**sizes)
+
+
 def mesh_shape(spec: MeshSpec, num_devices: int) -> tuple[int, ...]:
     """The sizes of `AXES` on that many devices; raises UserError where they do not multiply to that number."""
     sizes = [getattr(spec, axis) for axis in AXES]
@@ -71,8 +82,11 @@ def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
     # Explicit, the default of make_mesh, makes Linen's convolutions ask for an output sharding.
     types = (AxisType.Auto,) * len(AXES)
     if spec.slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=tuple(devices))
-    return Mesh(_hybrid(spec.slices, shape, devices), AXES, axis_types=types)
+        # 64 of a torus 16 x 16 is four times a whole axis: an axis of ours may take a part of one of the chips'.
+        array = mesh_utils.create_device_mesh(shape, tuple(devices), allow_split_physical_axes=True)
+    else:
+        array = _hybrid(spec.slices, shape, devices)
+    return Mesh(array, AXES, axis_types=types)
 
 
 def _hybrid(slices: int, shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
@@ -82,5 +96,9 @@ def _hybrid(slices: int, shape: tuple[int, ...], devices: Sequence[Any]) -> np.n
     if found != slices:
         raise UserError(f"mesh.slices is {slices}, but the devices lie in {found}; set it to {found}")
     return mesh_utils.create_hybrid_device_mesh(
-        (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices=devices, process_is_granule=of_process
+        (shape[0] // slices, *shape[1:]),
+        (slices, 1, 1),
+        devices=devices,
+        process_is_granule=of_process,
+        allow_split_physical_axes=True,
     )

@@ -14,7 +14,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,12 +24,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from unclip_jax.config import from_json, to_json
 from unclip_jax.errors import UserError
+from unclip_jax.parallel.distributed import from_all, is_loss
 from unclip_jax.training.state import State
+from unclip_jax.training.workdir import is_remote, open_folder
 
 FOLDER = "checkpoints"
 
@@ -38,9 +38,14 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # What a run may change when it carries on. The rest decides the numbers, so it belongs to the run.
 _MAY_CHANGE = (
-    "run.workdir", "run.steps", "run.*_every", "run.keep", "run.mesh.*", "run.backend", "run.tensorboard",
+    "run.workdir", "run.steps", "run.*_every", "run.keep", "run.keep_period", "run.mesh.*", "run.cluster.*",
+    "run.hang_timeout", "run.backend", "run.tensorboard", "run.profile",
     "optim.learning_rate", "optim.clip_norm", "optim.accumulate", "optim.on_nonfinite", "optim.max_skips",
 )  # fmt: skip
+
+
+_SHARE = "the workdir must be on a file system that all hosts share, or gs://bucket/folder"
+_COMMITTED = "commit_success.txt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,22 +70,25 @@ def versions() -> dict[str, str]:
 
 
 class Checkpoints:
-    """The checkpoints of one run, under `workdir`/checkpoints; close it when done, it owns threads."""
+    """The checkpoints of one run, under `workdir`/checkpoints; close it when done, it owns threads.
 
-    def __init__(self, workdir: str | Path, *, meta: Meta, keep: int):
-        """Opens or creates the folder; raises UserError when it cannot be written."""
-        self._folder = Path(workdir).absolute() / FOLDER
+    Every process of the run makes one and calls the same methods at the same steps.
+    """
+
+    def __init__(self, workdir: str | Path, *, meta: Meta, keep: int, keep_period: int | None = None):
+        """Opens or creates the folder.
+
+        Raises UserError when it cannot be written, and when it is not one folder that all processes see.
+        """
+        self._folder = open_folder(workdir) / FOLDER
         self._meta = meta
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._muted = contextlib.ExitStack()
-            self._muted.enter_context(_orbax_muted())
-            self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
-        except OSError as error:
-            raise UserError(
-                f"cannot write checkpoints to {self._folder}: {error.strerror}; choose another workdir"
-            ) from error
+        _make_shared(self._folder)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_period, cleanup_tmp_directories=True
+        )
+        self._muted = contextlib.ExitStack()
+        self._muted.enter_context(_orbax_muted())
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
 
     def latest_step(self) -> int | None:
         """The newest step that is saved whole, or None."""
@@ -115,20 +123,29 @@ class Checkpoints:
     def restore(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
         """The newest readable state, laid out as `abstract` says, and its progress; None if nothing is saved.
 
-        A newest checkpoint that cannot be read is warned about and set aside, and the one before is taken.
-        Raises UserError when none can be read, and when the checkpoint belongs to another config.
+        A newest checkpoint that cannot be read, by whichever process, is warned about and set aside, and the one before
+        is taken. Raises UserError when none can be read, and when the checkpoint belongs to another config.
         """
         problems = {}
-        for step in sorted(_committed_steps(self._folder), reverse=True):
+        steps = sorted(_committed_steps(self._folder), reverse=True)
+        if len({*from_all(hash(tuple(steps)) % 2**31)}) > 1:
+            raise UserError(f"the processes see different checkpoints in {self._folder}; {_SHARE}")
+        for step in steps:
+            meta, problem = {}, ""
+            state: Any = None
             try:
                 meta = _read_meta(self._folder / str(step))
                 self._check_same_run(meta)
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-                state = self._manager.restore(step, args=args)["state"]
+                args = ocp.args.StandardRestore(abstract)
+                # Not by the manager: one process that cannot read must not leave the others waiting.
+                state = ocp.StandardCheckpointHandler().restore(self._folder / str(step) / "state", args=args)
             except UserError:
                 raise
             except Exception as error:
-                problems[step] = _first_line(error)
+                problem = _first_line(error)
+            readable = from_all(not problem)
+            if not all(readable):
+                problems[step] = problem or f"process {readable.index(0)} could not read it"
                 continue
             for bad, problem in problems.items():
                 warnings.warn(f"checkpoint {bad} cannot be read ({problem}); going on from step {step}", stacklevel=2)
@@ -179,12 +196,15 @@ class Checkpoints:
         aside = self._folder.with_name(f"{FOLDER}.unreadable")
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
-            shutil.rmtree(aside / str(step), ignore_errors=True)
+            if (aside / str(step)).exists():
+                (aside / str(step)).rmtree()
             (self._folder / str(step)).rename(aside / str(step))
-        multihost_utils.sync_global_devices("unreadable checkpoint set aside")
+        from_all(step)
         self._manager.reload()
 
-    def _save_failed(self, error: Exception) -> UserError:
+    def _save_failed(self, error: Exception) -> Exception:
+        if is_loss(error):
+            return error
         last = self.latest_step()
         good = "no checkpoint is saved yet" if last is None else f"the checkpoint of step {last} is whole and usable"
         if _is_disk_full(error):
@@ -198,7 +218,7 @@ def load_params(
     """Parameters alone, for sampling: works on one device whatever mesh and optimiser they were trained with.
 
     Args:
-        path: the run's workdir.
+        path: the run's workdir, a folder or gs://bucket/folder.
         which: the moving average or the parameters in training.
         step: the newest if None.
 
@@ -209,7 +229,7 @@ def load_params(
     Raises:
         UserError: nothing saved there, no such step, or not readable.
     """
-    folder = Path(path).absolute() / FOLDER
+    folder = open_folder(path) / FOLDER
     steps = _committed_steps(folder)
     if not steps:
         raise UserError(f"no checkpoint in {folder}; give the workdir of a run that has saved one")
@@ -219,7 +239,7 @@ def load_params(
     try:
         meta = _read_meta(folder / str(step))
         with _orbax_muted():
-            handler, saved = ocp.PyTreeCheckpointHandler(), epath.Path(folder) / str(step) / "state"
+            handler, saved = ocp.PyTreeCheckpointHandler(), folder / str(step) / "state"
             item = {which: handler.metadata(saved).tree[which]}
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
@@ -255,16 +275,37 @@ def _orbax_muted() -> Iterator[None]:
             logger.removeFilter(is_not_orbax)
 
 
-def _committed_steps(folder: Path) -> set[int]:
-    """Steps whose folder has its final name: Orbax renames it from a temporary one when all is on disk."""
+def _make_shared(folder: epath.Path) -> None:
+    """Process 0 makes the folder, and all see whether it is there."""
+    problem = None
+    try:
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+        from_all(0)
+        there = folder.is_dir()
+    except Exception as error:
+        # A bucket's client has errors of its own: no package, no credentials, no permission, no such bucket.
+        if is_loss(error) or not (isinstance(error, OSError) or is_remote(folder)):
+            raise
+        problem, there = getattr(error, "strerror", None) or _first_line(error), False
+    seen = from_all(there)
+    if problem is not None:
+        raise UserError(f"cannot write checkpoints to {folder}: {problem}; choose another workdir")
+    if not all(seen):
+        blind = [str(process) for process, sees in enumerate(seen) if not sees]
+        raise UserError(f"process {', '.join(blind)} of {len(seen)} cannot see {folder}; {_SHARE}")
+
+
+def _committed_steps(folder: epath.Path) -> set[int]:
+    """Steps that are saved whole: Orbax renames a temporary folder then; in a bucket it leaves a mark."""
     if not folder.is_dir():
         return set()
-    return {int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir()}
+    steps = {int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir()}
+    return {step for step in steps if not is_remote(folder) or (folder / str(step) / _COMMITTED).exists()}
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder / "meta", args=ocp.args.JsonRestore())
+def _read_meta(folder: epath.Path) -> dict[str, Any]:
+    return dict(ocp.JsonCheckpointHandler().restore(folder / "meta", args=ocp.args.JsonRestore()))
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from unclip_jax.errors import UserError
+from unclip_jax.parallel.distributed import ClusterSpec
 from unclip_jax.parallel.mesh import MeshSpec
 from unclip_jax.parallel.step import Backend
 
@@ -15,10 +16,12 @@ def _require(holds: bool, problem: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW or Muon with warm-up, gradient clipping and an exponential moving average of the parameters."""
+    """AdamW, Muon or Adafactor with warm-up, gradient clipping and an exponential moving average of the parameters."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """What moves the kernels; Adam moves the rest either way."""
+    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
+    """What moves the kernels; with Muon, Adam moves the rest. Adafactor has no use for beta1, beta2 and eps."""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How the optimiser's moments are kept between steps: Adam's are 8, 4 or about 2 bytes for each parameter."""
     learning_rate: float = 1.2e-4
     """The rate after the warm-up."""
     adam_rate: float = 1.0
@@ -51,7 +54,11 @@ class OptimConfig:
         _require(self.adam_rate > 0, f"adam_rate is {self.adam_rate}; it must be above 0")
         _require(
             self.optimizer == "muon" or self.adam_rate == 1,
-            f"adam_rate is {self.adam_rate}; with adamw there is one rate for all, set learning_rate",
+            f"adam_rate is {self.adam_rate}; with {self.optimizer} there is one rate for all, set learning_rate",
+        )
+        _require(
+            self.optimizer != "adafactor" or self.moments == "float32",
+            f"moments is {self.moments}; adafactor has next to none to keep, leave it at float32",
         )
         _require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; it must be 0 or more")
         for name in ("beta1", "beta2", "ema_decay"):
@@ -72,7 +79,7 @@ class RunConfig:
     """Where a run lives, how long it lasts and what it leaves behind."""
 
     workdir: str
-    """Folder of the run: checkpoints, metrics, samples. A run that finds its checkpoints there resumes."""
+    """Folder of the run, shared by all hosts, or gs://bucket/folder. A run that finds its checkpoints there resumes."""
     steps: int
     """Optimiser steps of the whole run."""
     seed: int = 0
@@ -85,21 +92,31 @@ class RunConfig:
     """Steps between preview images; 0 draws none."""
     keep: int = 3
     """Newest checkpoints to keep."""
+    keep_period: int | None = None
+    """Keep the checkpoints of all steps that this divides as well, for ever."""
     mesh: MeshSpec = MeshSpec()
     """How the devices are laid out."""
+    cluster: ClusterSpec = ClusterSpec()
+    """How the processes of several hosts find each other."""
+    hang_timeout: int = 600
+    """Seconds without a finished step after which the process ends, with status 75, to be started again; 0 never."""
     backend: Backend = "jit"
     """What compiles the step: jit, on any mesh, or pmap, in one process with whole copies; the numbers are the same."""
     tensorboard: bool = True
     """Also write the metrics and previews for TensorBoard, if tensorboardX is installed."""
+    profile: int = 0
+    """Steps to trace for xprof into workdir/profile, after the first ten of this process; 0 traces none."""
 
     def __post_init__(self):
         _require(bool(self.workdir), "workdir is empty; name a folder for the run")
-        _require(
-            "://" not in self.workdir,
-            f"workdir is {self.workdir}; mount the bucket and name the mounted folder",
-        )
         for name in ("steps", "log_every", "save_every", "keep"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} is {value}; it must be 1 or more")
-        _require(self.sample_every >= 0, f"sample_every is {self.sample_every}; it must be 0 (none) or more")
+        for name in ("sample_every", "hang_timeout", "profile"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} is {value}; it must be 0 (none) or more")
+        _require(
+            self.keep_period is None or self.keep_period >= 1,
+            f"keep_period is {self.keep_period}; it must be 1 or more, or None",
+        )
         _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be at least 0 and below 2**32")

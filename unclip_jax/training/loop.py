@@ -1,7 +1,8 @@
 """The training loop of every stage: resume, compile, step, log, save.
 
-A run is a folder (`RunConfig.workdir`): config.json, metrics.jsonl, checkpoints/, samples/, tensorboard/.
-Starting it again carries on from its newest checkpoint, bit for bit as if it had never stopped.
+A run is a folder (`RunConfig.workdir`): config.json, metrics.jsonl, checkpoints/, samples/, tensorboard/, profile/.
+Starting it again carries on from its newest checkpoint, bit for bit as if it had never stopped. On several hosts every
+process runs this loop over its rows of each batch; the first of them writes.
 """
 
 import contextlib
@@ -9,17 +10,18 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import PyTree
 
 from unclip_jax.config import to_json
 from unclip_jax.errors import UserError
 from unclip_jax.files import replacing
 from unclip_jax.images import save_png
+from unclip_jax.parallel.distributed import put_whole
 from unclip_jax.parallel.mesh import make_mesh
 from unclip_jax.parallel.rules import REPLICATE, Rules, match_rules
 from unclip_jax.parallel.step import compile_step
@@ -29,6 +31,10 @@ from unclip_jax.training.metrics import Delayed, MetricLogger
 from unclip_jax.training.stage import Preview, Stage
 from unclip_jax.training.state import State, abstract_state, init, start_from, state_shardings
 from unclip_jax.training.step import make_step
+from unclip_jax.training.watchdog import Watchdog
+from unclip_jax.training.workdir import is_remote, local, open_folder
+
+_STEPS_BEFORE_PROFILE = 10
 
 Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
 
@@ -58,11 +64,12 @@ def train(
 
     SIGTERM and SIGINT end the step, save and leave with SystemExit(0). Raises UserError for a loss that is
     not finite (see `OptimConfig.on_nonfinite`), a full disk, a config that differs from the run's, and data
-    that ends too early.
+    that ends too early. Where another process is gone, or no step ends within `run.hang_timeout`, this one leaves with
+    status 75, see `Watchdog`.
     """
     mesh = make_mesh(run.mesh)
-    workdir = Path(run.workdir)
-    checkpoints = Checkpoints(workdir, meta=meta, keep=run.keep)
+    workdir = open_folder(run.workdir)
+    checkpoints = Checkpoints(run.workdir, meta=meta, keep=run.keep, keep_period=run.keep_period)
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
 
@@ -71,7 +78,7 @@ def train(
         if restored is not None:
             state, window = restored
         elif start_params is not None:
-            state, window = start_from(start_params, abstract, optim), {}
+            state, window = start_from(jax.device_get(start_params), abstract, optim), {}
         else:
             state, window = init(stage, optim, mesh, jax.random.key(run.seed), rules), {}
         start_step = int(state.step)
@@ -80,19 +87,13 @@ def train(
 
         first = jax.process_index() == 0
         if first:
-            with replacing(workdir / "config.json") as draft:
+            with local(workdir / "config.json") as path, replacing(path) as draft:
                 config = {"kind": meta.kind, **to_json(meta.config)}
                 draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         frozen_shardings = match_rules(frozen_rules, frozen, mesh)
-        frozen = jax.device_put(frozen, frozen_shardings)
+        frozen = put_whole(frozen, frozen_shardings)
         shardings = state_shardings(abstract)
-        step_fn = make_step(
-            stage,
-            optim,
-            total_steps=run.steps,
-            seed=run.seed,
-            param_shardings=shardings.params if run.backend == "jit" else None,
-        )
+        step_fn = make_step(stage, optim, total_steps=run.steps, seed=run.seed)
         compiled = compile_step(step_fn, mesh, shardings, frozen_shardings, run.backend)
 
         iterator = batches(start_step)
@@ -105,33 +106,42 @@ def train(
             logger.say(f"carrying on from step {start_step} in {workdir}")
         stop = stack.enter_context(_StopSignals())
         delayed = Delayed()
+        profiler = stack.enter_context(_Profiler(run, workdir, start_step))
+        watchdog = stack.enter_context(Watchdog(run.hang_timeout))
 
         def settle(finished: tuple[int, dict[str, float]] | None) -> None:
             if finished is not None:
+                watchdog.alive(finished[0])
                 _check_finite(*finished, optim, checkpoints)
                 logger.add(*finished)
 
         for step in range(start_step + 1, run.steps + 1):
-            state, metrics = compiled.run(state, frozen, compiled.put(batch))
-            settle(delayed.swap(step, metrics))
+            with profiler.step(step):
+                state, metrics = compiled.run(state, frozen, compiled.put(batch))
+                settle(delayed.swap(step, metrics))
 
             stopping = stop.received or checkpoints.reached_preemption(step)
             if stopping or step % run.save_every == 0 or step == run.steps:
                 # Settled first: a state whose own step failed is never saved.
                 settle(delayed.take())
                 checkpoints.save(step, state, logger.window)
+                watchdog.alive(step)
             if preview is not None and run.sample_every and step % run.sample_every == 0:
                 grid = preview(state.ema, frozen, step)
                 if grid is not None and first:
-                    save_png(workdir / "samples" / f"step_{step:06d}.png", grid, {"step": str(step)})
+                    with local(workdir / "samples" / f"step_{step:06d}.png") as path:
+                        save_png(path, grid, {"step": str(step)})
                     logger.image(step, grid)
-            if stopping:
+                watchdog.alive(step - 1)
+            if stopping or step == run.steps:
+                # The last bytes may take as long as they like.
+                watchdog.rest()
                 checkpoints.wait()
+            if stopping:
                 logger.say(f"stopped and saved at step {step}; run the same command again to carry on")
                 raise SystemExit(0)
             if step < run.steps:
                 batch = _next_batch(iterator, step)
-        checkpoints.wait()
     return state
 
 
@@ -158,6 +168,40 @@ class _StopSignals:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
+
+
+class _Profiler:
+    """Traces `run.profile` steps of the first process for xprof, once the first ten have compiled and settled."""
+
+    def __init__(self, run: RunConfig, workdir: epath.Path, start_step: int):
+        first = start_step + _STEPS_BEFORE_PROFILE + 1
+        self._steps = range(first, first + run.profile) if jax.process_index() == 0 else range(0)
+        self._folder = workdir / "profile"
+        self._tracing = False
+
+    def __enter__(self):
+        if self._steps and is_remote(self._folder):
+            raise UserError(f"{self._folder} takes no profile; set run.profile to 0, or use a local workdir")
+        return self
+
+    def __exit__(self, *_):
+        self._stop()
+
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Around one step."""
+        if self._steps and step == self._steps.start:
+            jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+        if self._steps and step == self._steps[-1]:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._tracing:
+            self._tracing = False
+            jax.profiler.stop_trace()
 
 
 def _next_batch(iterator: Iterator, step: int) -> dict[str, np.ndarray]:

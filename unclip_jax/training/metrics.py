@@ -4,6 +4,7 @@ A line averages the steps since the line before. The values of a step are fetche
 been dispatched, so that logging never keeps the device waiting.
 """
 
+import importlib
 import json
 import math
 import sys
@@ -13,11 +14,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from unclip_jax.files import replacing
 from unclip_jax.training.config import RunConfig
+from unclip_jax.training.workdir import is_remote, open_folder
 
 FILE = "metrics.jsonl"
+UPLOAD_EVERY = 30
+"""Seconds between writes of the file in a bucket, where nothing can be appended."""
 
 
 class MetricLogger:
@@ -36,9 +41,8 @@ class MetricLogger:
         self._file = None
         self._board = None
         if not quiet:
-            path = Path(run.workdir) / FILE
-            _drop_lines_after(path, start_step)
-            self._file = open(path, "a", encoding="utf-8")
+            path = open_folder(run.workdir) / FILE
+            self._file = _Object(path, start_step) if is_remote(path) else _File(Path(path), start_step)
             self._board = _tensorboard(run, start_step) if run.tensorboard else None
 
     @property
@@ -90,7 +94,6 @@ class MetricLogger:
         self._clock = (step, time.monotonic())
         images = rate and rate * self._batch_size
         self._file.write(json.dumps({"step": step, **means, "images_per_second": images}, allow_nan=False) + "\n")
-        self._file.flush()
         if self._board is not None:
             for name, value in means.items():
                 if value is not None:
@@ -128,29 +131,67 @@ class Delayed:
         return step, {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Keeps the whole lines of `path` up to `step`; a run that lost some steps writes them again."""
-    if not path.exists():
-        return
+class _File:
+    """Lines appended to a local file."""
+
+    def __init__(self, path: Path, start_step: int):
+        if path.exists():
+            kept = _lines_up_to(start_step, path.read_text(encoding="utf-8"))
+            with replacing(path) as draft:
+                draft.write_text(kept, encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")
+
+    def write(self, line: str) -> None:
+        self._file.write(line)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Object:
+    """Lines kept here and written to a bucket whole, now and then and at the end."""
+
+    def __init__(self, path: epath.Path, start_step: int):
+        self._path = path
+        self._text = _lines_up_to(start_step, path.read_text()) if path.exists() else ""
+        self._uploaded = time.monotonic()
+
+    def write(self, line: str) -> None:
+        self._text += line
+        if time.monotonic() - self._uploaded >= UPLOAD_EVERY:
+            self.close()
+
+    def close(self) -> None:
+        self._path.write_text(self._text)
+        self._uploaded = time.monotonic()
+
+
+def _lines_up_to(step: int, text: str) -> str:
+    """The whole lines up to `step`; a run that lost some steps writes them again."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in text.splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             # A line that a killed process left half written.
             continue
-    with replacing(path) as draft:
-        draft.write_text("".join(kept), encoding="utf-8")
+    return "".join(kept)
 
 
 def _tensorboard(run: RunConfig, start_step: int):
+    folder, needed = str(open_folder(run.workdir) / "tensorboard"), "tensorboardX"
     try:
         from tensorboardX import SummaryWriter
+
+        if folder.startswith("gs://"):
+            needed = "google-cloud-storage"
+            importlib.import_module("google.cloud.storage")
     except ImportError:
-        print("tensorboardX is not installed: metrics go to metrics.jsonl and the console only", flush=True)
+        print(f"{needed} is not installed: metrics go to metrics.jsonl and the console only", flush=True)
         return None
-    return SummaryWriter(str(Path(run.workdir) / "tensorboard"), purge_step=start_step + 1)
+    return SummaryWriter(folder, purge_step=start_step + 1)
 
 
 def _duration(seconds: float) -> str:

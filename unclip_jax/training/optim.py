@@ -1,4 +1,4 @@
-"""AdamW as the paper runs it (table 3) or Muon, and the moving average of the parameters (EMA).
+"""AdamW as the paper runs it (table 3), Muon or Adafactor, and the moving average of the parameters (EMA).
 
     g     <- g * min(1, clip_norm / |g|)                                                      (1)
     u     <- direction(g) + weight_decay * theta       (decay: kernels only)                  (2)
@@ -13,7 +13,14 @@ momentum, by
 
 whose root mean square is 0.2 whatever the shape, about Adam's, so that one learning rate serves both (Liu et al.,
 2025, arXiv 2502.16982, section 2.2); `adam_rate` scales what Adam moves. Five Newton-Schulz iterations stand in for
-U V^T, with singular values that lie around 1.
+U V^T, with singular values that lie around 1. `unclip_jax.training.moments` keeps the moments of both in fewer bits.
+
+Adafactor (Shazeer & Stern, 2018, arXiv 1804.04235) knows of the squared gradients of a kernel only the means R of
+their rows and C of their columns, and has no momentum:
+
+    u = g / sqrt(R C^T / mean(R)),   direction(g) = u / max(1, rms(u)),   decay of R and C: 1 - step^-0.8           (6)
+
+What has no two dimensions of 128 or more keeps its squares one by one. The root mean square is about Adam's again.
 """
 
 import math
@@ -27,6 +34,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from unclip_jax.parallel.rules import path_name
 from unclip_jax.training.config import OptimConfig
+from unclip_jax.training.moments import kept_as
 
 
 def learning_rate(optim: OptimConfig, total_steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
@@ -68,10 +76,12 @@ def _scale_by_shape(updates: PyTree, _: PyTree) -> PyTree:
 
 def make_transform(optim: OptimConfig) -> optax.GradientTransformation:
     """Equation (2). The step itself applies the rate, by its own count, which skipped steps do not delay."""
-    direction = optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps)
+    direction = kept_as(optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps), optim.moments)
+    if optim.optimizer == "adafactor":
+        direction = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
     if optim.optimizer == "muon":
         muon = optax.chain(
-            scale_by_muon(beta=optim.beta1, eps=optim.eps, weight_dimension_numbers=_matrices),
+            kept_as(scale_by_muon(beta=optim.beta1, eps=optim.eps, weight_dimension_numbers=_matrices), optim.moments),
             optax.stateless(_scale_by_shape),
         )
         direction = optax.partition(

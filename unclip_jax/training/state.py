@@ -7,7 +7,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Key, PyTree
 
 from unclip_jax.errors import UserError
@@ -42,8 +43,8 @@ def _build(params: PyTree, optim: OptimConfig) -> State:
 def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = REPLICATE) -> State:
     """The state's shapes, types and shardings with no memory behind them, as a State of ShapeDtypeStructs.
 
-    The moving average and the optimiser's moments lie as the parameter they belong to; the counts are
-    replicated.
+    The moving average and the optimiser's moments lie as the parameter they belong to; the counts, and moments of
+    fewer dimensions than the parameter (Adafactor's), are replicated.
     """
     shapes = jax.eval_shape(lambda key: _build(stage.init(key), optim), jax.random.key(0))
     whole = replicated(mesh)
@@ -58,8 +59,9 @@ def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = 
         ema=params,
         opt_state=optax.tree_map_params(
             make_transform(optim),
-            lambda moment, sharding: moment if is_masked(moment) else sharding,
+            lambda moment, param, sharding: moment if is_masked(moment) else _beside(sharding, param, moment),
             shapes.opt_state,
+            shapes.params,
             params,
             transform_non_params=lambda _: whole,
             is_leaf=is_masked,
@@ -71,6 +73,21 @@ def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = 
         shapes,
         shardings,
     )
+
+
+def _beside(
+    sharding: NamedSharding, param: jax.ShapeDtypeStruct, moment: jax.ShapeDtypeStruct
+) -> NamedSharding:
+    """Where a moment of a parameter lies: as the parameter does, but for the dimensions that it has one number for."""
+    if moment.shape == param.shape:
+        return sharding
+    if moment.ndim != param.ndim:
+        return NamedSharding(sharding.mesh, P())
+    axes = [*sharding.spec, *[None] * (param.ndim - len(sharding.spec))]
+    split = [
+        axis if ours == theirs else None for axis, ours, theirs in zip(axes, moment.shape, param.shape, strict=True)
+    ]
+    return NamedSharding(sharding.mesh, P(*split)) if any(split) else NamedSharding(sharding.mesh, P())
 
 
 def state_shardings(abstract: State) -> State:

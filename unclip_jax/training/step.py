@@ -35,23 +35,18 @@ def example_keys(seed: int, step: Int[Array, ""], rows: Int[Array, " b"]) -> Key
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def make_step(
-    stage: Stage, optim: OptimConfig, *, total_steps: int, seed: int, param_shardings: PyTree = None
-) -> StepFn:
+def make_step(stage: Stage, optim: OptimConfig, *, total_steps: int, seed: int) -> StepFn:
     """The train step of `stage`, to be compiled by `unclip_jax.parallel.step.compile_step`.
 
     Metrics are scalars: `loss`, `grad_norm` (before clipping), `learning_rate`, `skipped` (`State.skipped`
     after the step) and the stage's own, weighted over the global batch; NaN where the batch gave a metric no
-    weight. Where `param_shardings` are given, gradients are summed straight into them: each device gets its own part of
-    a sum, not all of it. Raises UserError, when traced, for a batch that `optim.accumulate` does not divide.
+    weight. Raises UserError, when traced, for a batch that `optim.accumulate` does not divide.
     """
     transform = make_transform(optim)
     rate = learning_rate(optim, total_steps)
 
     def step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, Metrics]:
         (loss, sums), grads = _loss_and_grads(stage, optim.accumulate, seed, state, frozen, batch)
-        if param_shardings is not None:
-            grads = jax.lax.with_sharding_constraint(grads, param_shardings)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 

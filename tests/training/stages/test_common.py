@@ -94,7 +94,7 @@ def test_loss_depends_on_the_key(kind):
 
 def test_own_caption_encoder_reads_the_tokens_of_the_clip():
     own = TextSpec(vocab_size=7, context=3, width=24, depth=2, heads=3, eos_id=0)
-    text, theirs = tiny.frozen_clip().text_spec(own), tiny.frozen_clip().spec.text
+    text, theirs = common.reading(own, tiny.frozen_clip().spec), tiny.frozen_clip().spec.text
     assert (text.vocab_size, text.eos_id, text.context) == (theirs.vocab_size, theirs.eos_id, theirs.context)
     assert (text.width, text.depth, text.heads) == (own.width, own.depth, own.heads)
 

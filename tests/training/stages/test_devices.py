@@ -14,8 +14,8 @@ from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.parallel.rules import match_rules
 from unclip_jax.parallel.step import compile_step
+from unclip_jax.sharding import transformer_rules, unet_rules
 from unclip_jax.training.config import OptimConfig
-from unclip_jax.training.sharding import transformer_rules, unet_rules
 from unclip_jax.training.state import abstract_state, start_from, state_shardings
 from unclip_jax.training.step import make_step
 
@@ -56,8 +56,7 @@ def losses(kind, spec, backend="jit", devices=8):
     shardings = match_rules((*stats, *transformer_rules(stage.clip_spec)), frozen, mesh) if frozen else {}
     frozen = jax.device_put(frozen, shardings)
     where = state_shardings(abstract)
-    own = where.params if backend == "jit" else None
-    step = make_step(stage, OPTIM, total_steps=STEPS, seed=0, param_shardings=own)
+    step = make_step(stage, OPTIM, total_steps=STEPS, seed=0)
     compiled = compile_step(step, mesh, where, shardings, backend)
     values = []
     for _ in range(STEPS):

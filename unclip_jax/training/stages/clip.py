@@ -20,12 +20,13 @@ from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.images import to_float
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.parallel.distributed import fetch
 from unclip_jax.parallel.layout import all_rows, row_numbers
+from unclip_jax.sharding import transformer_rules
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
 from unclip_jax.training.preview import heat_map
-from unclip_jax.training.sharding import transformer_rules
 from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
 from unclip_jax.training.stages.common import READING, Blueprint, DataConfig
@@ -157,6 +158,6 @@ def similarity_preview(spec: CLIPSpec, batches: common.Batches) -> Preview:
 
     def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
         del frozen, step
-        return heat_map(np.asarray(cosines(params, examples())))
+        return heat_map(fetch(cosines(params, examples())))
 
     return preview

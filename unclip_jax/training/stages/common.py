@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,10 +22,12 @@ from unclip_jax.errors import UserError
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec, TextSpec
 from unclip_jax.models.prior import EmbeddingStats
+from unclip_jax.parallel.distributed import gather_rows
 from unclip_jax.parallel.rules import Rules
+from unclip_jax.sharding import transformer_rules
 from unclip_jax.training.checkpoint import FOLDER, load_params
-from unclip_jax.training.sharding import transformer_rules
 from unclip_jax.training.stage import Stage, StageMetrics
+from unclip_jax.training.workdir import open_folder
 from unclip_jax.typing import Params
 
 Batches = Callable[[int], Generator[dict[str, np.ndarray], None, None]]
@@ -140,9 +141,9 @@ class Blueprint:
 
 
 def first_examples(batches: Batches, count: int) -> dict[str, np.ndarray]:
-    """The first `count` examples of a run, for its previews."""
+    """The first `count` examples of a run, for its previews: the same on every host. All of them must ask."""
     with contextlib.closing(batches(0)) as iterator:
-        return {name: value[:count] for name, value in next(iterator).items()}
+        return {name: gather_rows(value[:count])[:count] for name, value in next(iterator).items()}
 
 
 READING = ("data.data_dir", "data.num_workers", "data.num_threads", "data.max_bad_share")
@@ -163,7 +164,7 @@ class FrozenCLIP:
         """From the workdir of a CLIP run (its moving average), a bundle's folder or a shipped bundle's name."""
         if not where:
             raise UserError("no CLIP given; set --clip to the workdir of a CLIP run or to a bundle")
-        if (Path(where) / FOLDER).is_dir():
+        if (open_folder(where) / FOLDER).is_dir():
             params, meta = load_params(where)
             if meta["kind"] != "clip":
                 raise UserError(f"{where} is a {meta['kind']} run; set --clip to the workdir of a CLIP run")
@@ -181,10 +182,13 @@ class FrozenCLIP:
             spec=part.spec, params=part.params, tokenizer=bundle.tokenizer, identity=part.clip_identity
         )
 
-    def text_spec(self, own: TextSpec) -> TextSpec:
-        """A stage's own caption encoder, made to read this CLIP's tokens."""
-        text = self.spec.text_tower
-        return dataclasses.replace(own, vocab_size=text.vocab_size, eos_id=text.eos_id, context=text.context)
+
+def reading(own: TextSpec | None, clip_spec: CLIPSpec) -> TextSpec | None:
+    """A stage's own caption encoder, if it has one, made to read a CLIP's tokens."""
+    if own is None:
+        return None
+    text = clip_spec.text_tower
+    return dataclasses.replace(own, vocab_size=text.vocab_size, eos_id=text.eos_id, context=text.context)
 
 
 def load_start(where: str, kind: Kind, image_size: int | None = None) -> Params | None:
@@ -194,7 +198,7 @@ def load_start(where: str, kind: Kind, image_size: int | None = None) -> Params 
     """
     if not where:
         return None
-    if (Path(where) / FOLDER).is_dir():
+    if (open_folder(where) / FOLDER).is_dir():
         params, meta = load_params(where)
         if meta["kind"] != kind:
             raise UserError(f"{where} is a {meta['kind']} run; start from a {kind} run or a bundle")

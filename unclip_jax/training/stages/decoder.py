@@ -7,6 +7,7 @@ of the examples and the caption, independently, for `drop_caption` of them.
 import dataclasses
 import functools
 from collections.abc import Generator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,12 @@ from unclip_jax.images import grid, to_float, to_uint8
 from unclip_jax.models import clip, unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
+from unclip_jax.parallel.distributed import fetch
 from unclip_jax.settings import StageSettings
+from unclip_jax.sharding import unet_rules
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
-from unclip_jax.training.sharding import unet_rules
 from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
 from unclip_jax.training.stages.common import READING, Blueprint, DataConfig, FrozenCLIP
@@ -109,6 +111,15 @@ class DecoderStage:
         return per_example, common.diffusion_metrics(terms, t, self.process.schedule.num_steps)
 
 
+def fitted(config: DecoderConfig, clip_spec: CLIPSpec) -> DecoderConfig:
+    """`config` with what its network takes from the CLIP."""
+    own = config.model
+    width = None if own.text_width is None else clip_spec.text_tower.width
+    text = common.reading(own.text, clip_spec)
+    model = dataclasses.replace(own, embed_dim=clip_spec.embed_dim, text=text, text_width=width)
+    return dataclasses.replace(config, model=model)
+
+
 def blueprint(config: DecoderConfig, clip_spec: CLIPSpec) -> Blueprint:
     """The run that `config` describes under a CLIP of that spec."""
     spec = config.model
@@ -124,12 +135,7 @@ def train_decoder(config: DecoderConfig) -> State:
     """Trains a decoder under a frozen CLIP; see `unclip_jax.training.loop.train`."""
     frozen_clip = FrozenCLIP.load(config.clip)
     clip_spec = frozen_clip.spec
-    spec = dataclasses.replace(config.model, embed_dim=clip_spec.embed_dim)
-    if spec.text is not None:
-        spec = dataclasses.replace(spec, text=frozen_clip.text_spec(spec.text))
-    if spec.text_width is not None:
-        spec = dataclasses.replace(spec, text_width=clip_spec.text_tower.width)
-    config = dataclasses.replace(config, model=spec)
+    config = fitted(config, clip_spec)
     plan = blueprint(config, clip_spec)
     source = config.data.open(captions=True)
 
@@ -148,8 +154,9 @@ def train_decoder(config: DecoderConfig) -> State:
         must_match=("clip_identity", "tokenizer"),
     )
     frozen = {"clip": frozen_clip.params}
+    stage = cast(DecoderStage, plan.stage)
     return train(
-        plan.stage,
+        stage,
         frozen,
         batches,
         rules=plan.rules,
@@ -157,7 +164,7 @@ def train_decoder(config: DecoderConfig) -> State:
         optim=config.optim,
         run=config.run,
         meta=meta,
-        preview=sample_preview(plan.stage, batches),
+        preview=sample_preview(stage, batches),
         start_params=common.load_start(config.start_from, "decoder"),
     )
 
@@ -181,7 +188,7 @@ def sample_preview(stage: DecoderStage, batches: common.Batches) -> Preview:
     def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
         del step
         real = np.asarray(examples()[f"image_{stage.spec.image_size}"])
-        drawn = to_uint8(np.asarray(draw(params, frozen, examples())))
+        drawn = to_uint8(fetch(draw(params, frozen, examples())))
         return grid(np.concatenate([real, drawn]), columns=len(real))
 
     return preview

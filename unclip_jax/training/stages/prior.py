@@ -9,12 +9,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Generator
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from unclip_jax.conditioning import prior_cond
@@ -28,12 +27,14 @@ from unclip_jax.images import to_float
 from unclip_jax.models import clip, prior
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorCond, PriorSpec
+from unclip_jax.parallel.distributed import fetch, gather_rows
+from unclip_jax.parallel.layout import rows_together
 from unclip_jax.settings import StageSettings
+from unclip_jax.sharding import transformer_rules
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
 from unclip_jax.training.preview import heat_map
-from unclip_jax.training.sharding import transformer_rules
 from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
 from unclip_jax.training.stages.common import READING, Blueprint, DataConfig, FrozenCLIP
@@ -114,15 +115,17 @@ class PriorStage:
 
     def _cosines(self, model_fn, stats: EmbeddingStats, z_i: Array, told: PriorCond, noise: Array) -> StageMetrics:
         """How well the caption alone predicts z_i: the network's best guess from pure noise, that guess for the
-        caption of the next example, and z_t itself. For every 16th example, since it costs a forward pass; a batch of
-        odd size has none."""
+        caption of the next example, and z_t itself. For every 16th example, since it costs a forward pass, or for
+        more where a device has fewer; a batch of odd size has none."""
         b = len(z_i)
-        group = math.gcd(b, 16)
+        # Groups of neighbours on one device, so that nothing leaves it, unless all have an odd number of rows.
+        group = math.gcd(rows_together(b), 16)
+        group = group if group > 1 else math.gcd(b, 16)
         if group == 1:
             return {}
 
         def pairs(x: Array) -> Array:
-            # Rows 0, 1, 16, 17, ...: taken within groups of neighbours, so that nothing leaves its device.
+            # Rows 0, 1, 16, 17, ...
             return x.reshape(b // group, group, *x.shape[1:])[:, :2].reshape(-1, *x.shape[1:])
 
         told, noise = jax.tree.map(pairs, told), jnp.repeat(pairs(noise)[::2], 2, axis=0)
@@ -141,6 +144,18 @@ class PriorStage:
         }
 
 
+def fitted(config: PriorConfig, clip_spec: CLIPSpec) -> PriorConfig:
+    """`config` with what its network takes from the CLIP."""
+    model = dataclasses.replace(
+        config.model,
+        embed_dim=clip_spec.embed_dim,
+        text_width=clip_spec.text_tower.width,
+        context=clip_spec.text_tower.context,
+        text=common.reading(config.model.text, clip_spec),
+    )
+    return dataclasses.replace(config, model=model)
+
+
 def blueprint(config: PriorConfig, clip_spec: CLIPSpec) -> Blueprint:
     """The run that `config` describes under a CLIP of that spec."""
     spec = config.model
@@ -154,14 +169,7 @@ def train_prior(config: PriorConfig) -> State:
     """Measures the statistics of z_i, then trains a prior; see `unclip_jax.training.loop.train`."""
     frozen_clip = FrozenCLIP.load(config.clip)
     clip_spec = frozen_clip.spec
-    spec = dataclasses.replace(
-        config.model,
-        embed_dim=clip_spec.embed_dim,
-        text_width=clip_spec.text_tower.width,
-        context=clip_spec.text_tower.context,
-        text=None if config.model.text is None else frozen_clip.text_spec(config.model.text),
-    )
-    config = dataclasses.replace(config, model=spec)
+    config = fitted(config, clip_spec)
     plan = blueprint(config, clip_spec)
     source = config.data.open(captions=True)
 
@@ -182,8 +190,9 @@ def train_prior(config: PriorConfig) -> State:
         must_match=("clip_identity", "tokenizer"),
     )
     frozen = {"clip": frozen_clip.params, "stats": stats}
+    stage = cast(PriorStage, plan.stage)
     return train(
-        plan.stage,
+        stage,
         frozen,
         batches,
         rules=plan.rules,
@@ -191,7 +200,7 @@ def train_prior(config: PriorConfig) -> State:
         optim=config.optim,
         run=config.run,
         meta=meta,
-        preview=cosine_preview(plan.stage, batches),
+        preview=cosine_preview(stage, batches),
         start_params=common.load_start(config.start_from, "prior"),
     )
 
@@ -204,7 +213,7 @@ def measure_stats(frozen_clip: FrozenCLIP, batches: common.Batches, how: Literal
     embeddings: list[np.ndarray] = []
     while sum(map(len, embeddings)) < STATS_EXAMPLES:
         own = np.asarray(encode(frozen_clip.params, to_float(next(iterator)[f"image_{size}"])))
-        embeddings.append(np.asarray(multihost_utils.process_allgather(own, tiled=True)))
+        embeddings.append(gather_rows(own))
     iterator.close()
     z_i = np.concatenate(embeddings).astype(np.float64)
     if how == "scale":
@@ -241,6 +250,6 @@ def cosine_preview(stage: PriorStage, batches: common.Batches) -> Preview:
 
     def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
         del step
-        return heat_map(np.asarray(cosines(params, frozen, examples())))
+        return heat_map(fetch(cosines(params, frozen, examples())))
 
     return preview

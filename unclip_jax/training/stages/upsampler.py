@@ -7,6 +7,7 @@ sampling uses on the output of the stage before. Neither CLIP nor captions take 
 import dataclasses
 import functools
 from collections.abc import Generator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,12 @@ from unclip_jax.errors import UserError
 from unclip_jax.images import grid, to_float, to_uint8
 from unclip_jax.models import unet
 from unclip_jax.models.unet import UNetCond, UNetSpec
+from unclip_jax.parallel.distributed import fetch
 from unclip_jax.settings import StageSettings
+from unclip_jax.sharding import unet_rules
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
-from unclip_jax.training.sharding import unet_rules
 from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
 from unclip_jax.training.stages.common import READING, Blueprint, DataConfig
@@ -130,15 +132,16 @@ def train_upsampler(config: UpsamplerConfig) -> State:
         extra={"low_res_size": config.model.image_size // config.low_res.scale, "sampling": to_json(config.sampling)},
         may_change=(*READING, "start_from", "sampling.*"),
     )
+    stage = cast(UpsamplerStage, plan.stage)
     return train(
-        plan.stage,
+        stage,
         {},
         batches,
         rules=plan.rules,
         optim=config.optim,
         run=config.run,
         meta=meta,
-        preview=sample_preview(plan.stage, whole_images),
+        preview=sample_preview(stage, whole_images),
         start_params=common.load_start(config.start_from, "upsampler", config.model.image_size),
     )
 
@@ -163,7 +166,7 @@ def sample_preview(stage: UpsamplerStage, whole_images: common.Batches) -> Previ
 
     def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
         del frozen, step
-        condition, drawn = (to_uint8(np.asarray(x)) for x in draw(params, examples()))
+        condition, drawn = (to_uint8(fetch(x)) for x in draw(params, examples()))
         return grid(np.concatenate([condition, drawn, examples()]), columns=len(drawn))
 
     return preview

@@ -10,12 +10,21 @@ the columns of W_1 (query, key, value; fc; conv_in) and the rows of W_2 (out; pr
 `tensor` once. What is a vector stays whole.
 """
 
-from jax.sharding import PartitionSpec as P
+import dataclasses
 
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from unclip_jax.bundle.parts import Bundle, Part
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.parallel.rules import Rules
+from unclip_jax.parallel.distributed import put_whole
+from unclip_jax.parallel.layout import AXES
+from unclip_jax.parallel.rules import REPLICATE, Rules, match_rules
+from unclip_jax.parallel.step import replicated
 
 _COLUMNS, _ROWS = P("fsdp", "tensor"), P("tensor", "fsdp")
 _INPUTS, _OUTPUTS = P("fsdp", None), P(None, "fsdp")
@@ -63,3 +72,39 @@ def _wide_levels(spec: UNetSpec) -> Rules:
             (rf"{place}/out/kernel$", _ROWS),
         )
     return ((rf"{place}/conv_in/kernel$", _COLUMNS), (rf"{place}/conv_out/kernel$", _ROWS), *attention)
+
+
+def place(bundle: Bundle, mesh: Mesh) -> Bundle:
+    """`bundle` with its weights on `mesh`: a copy per replica of the axis `data`, each split over the other axes.
+
+    What is drawn with it is drawn by all devices of the mesh. Raises UserError where the mesh does not divide a
+    parameter.
+    """
+    parts = {
+        name: dataclasses.replace(part, params=put_whole(part.params, part_shardings(part, mesh)))
+        for name, part in bundle.parts.items()
+    }
+    stats = put_whole(bundle.stats, jax.tree.map(lambda _: replicated(mesh), bundle.stats))
+    return dataclasses.replace(bundle, parts=parts, stats=stats)
+
+
+def mesh_of(params: PyTree) -> Mesh | None:
+    """The mesh that parameters were placed on; None for one device."""
+    where = getattr(next(iter(jax.tree.leaves(params)), None), "sharding", None)
+    if isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh) and where.mesh.axis_names == AXES:
+        return where.mesh
+    return None
+
+
+def part_shardings(part: Part, mesh: Mesh) -> PyTree:
+    """Where `place` puts the weights of a part, which may be shapes."""
+
+    def shardings(params: PyTree) -> PyTree:
+        if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+            return match_rules(REPLICATE, params, mesh)
+        rules = unet_rules(part.spec) if isinstance(part.spec, UNetSpec) else transformer_rules(part.spec)
+        return match_rules(rules, params, mesh)
+
+    if part.experts:
+        return {name: shardings(params) for name, params in part.params.items()}
+    return shardings(part.params)

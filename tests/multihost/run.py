@@ -1,0 +1,106 @@
+"""One of several processes of a test; it finds the others on this machine.
+
+    python -m tests.multihost.run COORDINATOR NUM_PROCESSES PROCESS_ID {stages | toy} ARGUMENTS
+
+ARGUMENTS are JSON, those of the functions below.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tests.training import toy
+from tests.training.stages.test_devices import OPTIM, STEPS, small
+from unclip_jax.errors import run_cli
+from unclip_jax.parallel.distributed import ClusterSpec, fetch, from_all, gather_rows, put_whole, start
+from unclip_jax.parallel.mesh import MeshSpec, make_mesh
+from unclip_jax.parallel.rules import match_rules
+from unclip_jax.parallel.step import batch_sharding, compile_step
+from unclip_jax.sharding import transformer_rules, unet_rules
+from unclip_jax.training.checkpoint import FOLDER
+from unclip_jax.training.loop import train
+from unclip_jax.training.stages.common import first_examples
+from unclip_jax.training.state import abstract_state, start_from, state_shardings
+from unclip_jax.training.step import make_step
+
+KINDS = ("clip", "prior", "decoder", "upsampler")
+LAYOUT = MeshSpec(data=8)
+
+
+def my_rows(batch):
+    """This process's rows of a global batch."""
+    rows = len(jax.tree.leaves(batch)[0]) // jax.process_count()
+    first = rows * jax.process_index()
+    return {name: value[first : first + rows] for name, value in batch.items()}
+
+
+def stage_losses(kind):
+    """Ten losses of a stage over all devices of all processes."""
+    stage, params, frozen, batch = small(kind)
+    mesh = make_mesh(LAYOUT)
+    rules = unet_rules(stage.spec) if kind in ("decoder", "upsampler") else transformer_rules(stage.spec)
+    abstract = abstract_state(stage, OPTIM, mesh, rules)
+    state = start_from(jax.device_get(params), abstract, OPTIM)
+    stats = (("^stats/", jax.P()),) if kind == "prior" else ()
+    shardings = match_rules((*stats, *transformer_rules(stage.clip_spec)), frozen, mesh) if frozen else {}
+    frozen = put_whole(frozen, shardings)
+    step = make_step(stage, OPTIM, total_steps=STEPS, seed=0)
+    compiled = compile_step(step, mesh, state_shardings(abstract), shardings)
+    losses = []
+    for _ in range(STEPS):
+        state, metrics = compiled.run(state, frozen, compiled.put(my_rows(batch)))
+        losses.append(float(metrics["loss"]))
+    return losses
+
+
+def stages(folder):
+    """Losses of every stage, and what this process sees of arrays on all of them, as JSON in FOLDER/<process>."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    rows = my_rows({"x": np.arange(16)})["x"]
+    whole = put_whole(np.arange(8.0), batch_sharding(make_mesh(LAYOUT)))
+    seen = {
+        "gathered": gather_rows(rows).tolist(),
+        "first": [first_examples(lambda _: (b for b in [{"x": rows}]), n)["x"].tolist() for n in (4, 10)],
+        "fetched": fetch(jax.jit(lambda x: 2 * x)(whole)).tolist(),
+        "numbers": from_all(jax.process_index()),
+        "losses": {kind: stage_losses(kind) for kind in KINDS},
+    }
+    (Path(folder) / str(jax.process_index())).write_text(json.dumps(seen))
+
+
+def toy_run(workdir, steps, fate=None, who=(), at=-1, pause=0.0, **run):
+    """A toy run; at step `at`, past the checkpoint of step 5, the signal `fate` meets the processes `who`."""
+
+    def batches(start_step):
+        for step, batch in enumerate(toy.batches(start_step), start_step):
+            time.sleep(pause)
+            if step == at and jax.process_index() in who:
+                while not (Path(workdir) / FOLDER / "5").exists():
+                    time.sleep(0.05)
+                os.kill(os.getpid(), getattr(signal, fate))
+            yield my_rows(batch)
+
+    train(toy.Toy(), toy.FROZEN, batches, **toy.config(workdir, steps, **{"save_every": 5, **run}))
+
+
+def main():
+    coordinator, count, process, job, arguments = sys.argv[1:]
+    cluster = ClusterSpec(
+        coordinator=coordinator,
+        num_processes=int(count),
+        process_id=int(process),
+        start_timeout=int(os.environ.get("START_TIMEOUT", "120")),
+        heartbeat_timeout=10,
+    )
+    start(cluster)
+    {"stages": stages, "toy": toy_run}[job](**json.loads(arguments))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,177 @@
+"""What a recipe would need on a TPU slice that you do not have yet: memory, time, money. Compiles, and runs nothing.
+
+    python -m train.plan RECIPE --topology v5e:16x16 [--mesh fsdp=64] [--batch 2048] [--fit] [--price 1.2]
+
+RECIPE is a stage and a name, decoder/paper, or a name alone for every stage that has such a recipe. Needs libtpu, which
+is a package: pip install 'unclip_jax[tpu]'.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train.recipes import RECIPES
+from unclip_jax import command_line
+from unclip_jax.bundle.parts import Kind
+from unclip_jax.config import suggest
+from unclip_jax.errors import UserError, run_cli
+from unclip_jax.files import replacing
+from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.nn.remat import Remat
+from unclip_jax.parallel.mesh import MeshSpec, parse_mesh
+from unclip_jax.planning import report, search
+from unclip_jax.planning.chips import Slice, describe
+from unclip_jax.planning.plan import EFFORT, Plan, plan_training
+from unclip_jax.planning.sampling import plan_sampling
+from unclip_jax.planning.search import Setting
+from unclip_jax.training.stages.blueprints import blueprint_of, fitted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Plan a recipe for a TPU slice."""
+
+    topology: tuple[str, ...]
+    """One or more slices: v5e:16x16, v5p:4x4x8, v6e:16x16, tpu7x:4x4x4; v4 as well."""
+    mesh: str = ""
+    """Mesh sizes instead of the recipe's, "data=4,fsdp=64"; what is left out is inferred (data) or 1."""
+    batch: int | None = None
+    """Examples in the global batch, instead of the recipe's."""
+    accumulate: int | None = None
+    """Microbatches, instead of the recipe's."""
+    remat: Remat | None = None
+    """What the backward pass recomputes, instead of the recipe's choice."""
+    fit: bool = False
+    """Search for a mesh, recomputation and microbatches that fit, from the recipe's own on."""
+    mfu: float = 0.4
+    """The share of the chips' peak that time and money are reckoned with."""
+    price: float | None = None
+    """Of one chip for an hour, in any currency."""
+    sampling: int | None = None
+    """Plan drawing so many images at once, as the recipe's bundle would, instead of training."""
+    slices: int = 1
+    """So many slices, joined by the data-centre network along the mesh axis data."""
+    clip: str = "paper"
+    """Recipe of the frozen CLIP that prior and decoder listen to."""
+    effort: float = EFFORT
+    """How hard the compiler tries, -1 to 1; more takes minutes longer."""
+    json: Path | None = None
+    """File for everything, as JSON."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mfu <= 1:
+            raise UserError(f"mfu is {self.mfu}; give a share above 0, at most 1")
+        if not self.topology:
+            raise UserError("no topology given; name one, such as v5e:16x16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A plan with what it was made for."""
+
+    name: str
+    setting: dict[str, Any] | None
+    """What a search may change; None for sampling."""
+    plan: Plan
+    cost: report.Cost | None
+
+
+def recipes_of(name: str) -> dict[str, tuple[Kind, Any]]:
+    """The configs that a name on the command line means, by "stage/name"; UserError where there is none."""
+    every: dict[str, tuple[Kind, Callable[[], Any]]] = {}
+    for stage, recipes in RECIPES.items():
+        every |= {f"{stage}/{each}": (stage, make) for each, make in recipes.items()}
+
+    def is_meant(full: str) -> bool:
+        own = full.partition("/")[2]
+        return name in (full, own) or own.startswith(f"{name}-")
+
+    found = {full: entry for full, entry in every.items() if is_meant(full)}
+    if not found:
+        raise UserError(f"no recipe {name!r}; {suggest(name, list(every))}")
+    return {full: (stage, make()) for full, (stage, make) in found.items()}
+
+
+def plans(
+    options: Options, name: str, kind: Kind, config: Any, clip_spec: CLIPSpec, slice_: Slice
+) -> Iterator[Planned]:
+    """One plan, or with `fit` those that the search makes, the last of which fits."""
+    if options.sampling is not None:
+        mesh = parse_mesh(options.mesh) if options.mesh else MeshSpec()
+        config = fitted(kind, config, clip_spec)
+        plan = plan_sampling(kind, config, clip_spec, slice_, mesh, options.sampling, effort=options.effort)
+        yield Planned(name, None, plan, None)
+        return
+    batch_size = options.batch or config.data.batch_size
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch_size))
+    start = Setting(
+        mesh=dataclasses.replace(parse_mesh(options.mesh) if options.mesh else config.run.mesh, slices=options.slices),
+        accumulate=options.accumulate or config.optim.accumulate,
+        remat=config.model.remat if options.remat is None else options.remat,
+    )
+
+    def blueprint(remat: Remat):
+        model = dataclasses.replace(config.model, remat=remat)
+        return blueprint_of(kind, dataclasses.replace(config, model=model), clip_spec)
+
+    def attempt(setting: Setting) -> Plan:
+        optim = dataclasses.replace(config.optim, accumulate=setting.accumulate)
+        return plan_training(
+            blueprint(setting.remat), blueprint(False), optim, slice_, setting.mesh, effort=options.effort
+        )
+
+    def planned(plan: Plan, setting: Setting) -> Planned:
+        peak = slice_.num_chips * slice_.chip.flops
+        cost = report.cost_of(plan, config.run.steps, options.mfu, options.price, peak)
+        return Planned(name, {"accumulate": setting.accumulate, "remat": setting.remat}, plan, cost)
+
+    if not options.fit:
+        yield planned(attempt(start), start)
+        return
+    state_bytes = functools.partial(search.state_bytes, blueprint(start.remat), config.optim, slice_)
+    for setting, plan in search.fit(start, attempt, state_bytes, slice_):
+        yield planned(plan, setting)
+
+
+def main() -> None:
+    """Prints a page per recipe and slice, and a table where there are several."""
+    name = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
+    if not name and not {"-h", "--help"} & set(sys.argv):
+        raise UserError("no recipe given; name one first, such as decoder/paper, then options")
+    options: Options = command_line.parse(Options, prog="python -m train.plan RECIPE", description=__doc__)
+    if options.clip not in RECIPES["clip"]:
+        raise UserError(f"no recipe {options.clip!r} for the clip; {suggest(options.clip, list(RECIPES['clip']))}")
+    # Nothing runs, so whatever accelerator this machine has is left alone.
+    jax.config.update("jax_platforms", "cpu")
+    clip_spec = RECIPES["clip"][options.clip]().model
+    recipes: dict[str, tuple[Kind, Any]] = recipes_of(name)
+    if options.sampling is not None:
+        # CLIP draws nothing.
+        recipes = {full: (kind, config) for full, (kind, config) in recipes.items() if kind != "clip"}
+        if not recipes or options.fit:
+            raise UserError("only a prior, a decoder or an upsampler draws, and --fit is for training; change one")
+    slices = [describe(topology, options.slices) for topology in options.topology]
+    last: dict[tuple[str, str], Planned] = {}
+    for slice_ in slices:
+        for full, (kind, config) in recipes.items():
+            for planned in plans(options, full, kind, config, clip_spec, slice_):
+                print(report.in_words(planned.name, planned.setting, planned.plan, planned.cost), flush=True)
+                last[full, slice_.name] = planned
+    if len(last) > 1:
+        print("\n" + report.table([(each.name, each.setting, each.plan, each.cost) for each in last.values()]))
+    if options.json is not None:
+        data = [report.as_json(each.name, each.setting, each.plan, each.cost) for each in last.values()]
+        with replacing(options.json) as draft:
+            draft.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    if not all(each.plan.memory.fits for each in last.values()):
+        raise UserError("not everything fits; see above, or let --fit find what does")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,218 @@
+"""Compiling a run's own train step for chips that are not here, and what that says about memory and time.
+
+Per step and device, with F the FLOPs counted in the traced step (recomputation included), M the bytes that the compiled
+program moves through memory and W those it sends to other chips,
+
+(1) t = max(F / peak, M / bandwidth, W / (links / 2))         all of it overlaps; half of a chip's links are in use
+(2) MFU = F_model / (t * peak),  F_model counted without recomputation
+
+(1) is a bound, no forecast. Time and money are at an MFU that is assumed, unless (1) is slower than that.
+"""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from unclip_jax.models.base import parameter_count
+from unclip_jax.parallel.layout import BATCH_AXES
+from unclip_jax.parallel.mesh import MeshSpec, make_mesh
+from unclip_jax.parallel.rules import match_rules
+from unclip_jax.parallel.step import batch_sharding, check_batch, jit_step
+from unclip_jax.planning.chips import Chip, Slice
+from unclip_jax.planning.flops import count_flops
+from unclip_jax.planning.hlo import Collective, Program
+from unclip_jax.training.config import OptimConfig
+from unclip_jax.training.stages.common import Blueprint
+from unclip_jax.training.state import abstract_state, state_shardings
+from unclip_jax.training.step import make_step
+
+EFFORT = -1.0
+"""How hard the compiler looks for fast tilings, from -1 to 1. The least takes a tenth of the time on a few cores, and
+was seen to ask for 5 % more memory (decoder with two levels, v5e)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device; only `total` is known of a program that did not fit."""
+
+    total: float
+    limit: float
+    arguments: float | None = None
+    temporaries: float | None = None
+    outputs: float | None = None
+    code: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip has that much."""
+        return self.total <= self.limit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What one step sends between chips, per device, by kind of collective."""
+
+    count: int
+    bytes: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Times:
+    """Seconds of a step by equation (1), and equation (2)."""
+
+    compute: float
+    memory: float
+    links: float
+    mfu: float
+
+    @property
+    def step(self) -> float:
+        """The largest of the three."""
+        return max(self.compute, self.memory, self.links)
+
+    @property
+    def bound(self) -> str:
+        """Which one that is."""
+        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What compiling a step for a slice has shown."""
+
+    topology: str
+    num_chips: int
+    mesh: dict[str, int]
+    batch_size: int
+    parameters: int
+    model_flops: float
+    hardware_flops: float
+    memory: Memory
+    compile_seconds: float
+    traffic: dict[str, Traffic] | None = None
+    times: Times | None = None
+    collectives: list[Collective] = dataclasses.field(default_factory=list, repr=False)
+
+
+def plan_training(
+    blueprint: Blueprint,
+    plain: Blueprint,
+    optim: OptimConfig,
+    slice_: Slice,
+    mesh_spec: MeshSpec,
+    *,
+    effort: float = EFFORT,
+) -> Plan:
+    """Compiles the train step of `blueprint` for the devices of `slice_`.
+
+    Args:
+        plain: the same without recomputation, for F_model.
+
+    Raises UserError for a mesh that does not fit the slice or the parameters, and a batch that does not fit the mesh.
+    """
+    mesh = make_mesh(mesh_spec, slice_.devices)
+    check_batch(blueprint.batch.batch_size // optim.accumulate, _shares(mesh))
+    step, arguments = training_step(blueprint, optim, mesh)
+    started = time.monotonic()
+    compiled, memory = compile_for(step.lower(*arguments), slice_.chip, effort)
+    seconds = time.monotonic() - started
+    plan = Plan(
+        topology=slice_.name,
+        num_chips=slice_.num_chips,
+        mesh=dict(mesh.shape),
+        batch_size=blueprint.batch.batch_size,
+        parameters=parameter_count(arguments[0].params),
+        memory=memory,
+        compile_seconds=seconds,
+        model_flops=count_flops(_step(plain, optim), *arguments),
+        hardware_flops=count_flops(_step(blueprint, optim), *arguments),
+    )
+    return plan if compiled is None else with_traffic(plan, compiled, slice_)
+
+
+def with_traffic(plan: Plan, compiled: Any, slice_: Slice) -> Plan:
+    """`plan` with what the compiled program's text says."""
+    program = Program(compiled.as_text())
+    collectives = program.collectives()
+    return dataclasses.replace(
+        plan,
+        collectives=collectives,
+        traffic=sum_by_kind(collectives),
+        times=roofline(plan, program.memory_bytes(), collectives, slice_),
+    )
+
+
+def training_step(blueprint: Blueprint, optim: OptimConfig, mesh: Mesh) -> tuple[Any, tuple[PyTree, PyTree, PyTree]]:
+    """The jitted step, and its state, frozen parameters and batch as shapes with shardings."""
+    state = abstract_state(blueprint.stage, optim, mesh, blueprint.rules)
+    shardings = state_shardings(state)
+    frozen_shardings = match_rules(blueprint.frozen_rules, blueprint.frozen, mesh)
+    rows = batch_sharding(mesh)
+    frozen = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        blueprint.frozen,
+        frozen_shardings,
+    )
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+        for name, (shape, dtype) in blueprint.batch.arrays().items()
+    }
+    return jit_step(_step(blueprint, optim), mesh, shardings, frozen_shardings), (state, frozen, batch)
+
+
+def compile_for(lowered: Any, chip: Chip, effort: float) -> tuple[Any, Memory]:
+    """The compiled program, or None where the compiler finds that it needs more than the chip has, and its memory."""
+    try:
+        compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": effort})
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"Used ([\d.]+[KMGT]) of|memory required .* \(([\d.]+[KMGT])\) exceeds", str(error))
+        if needed is None:
+            raise
+        size = needed[1] or needed[2]
+        return None, Memory(total=float(size[:-1]) * _UNITS[size[-1]], limit=chip.memory / chip.cores)
+    sizes = compiled.memory_analysis()
+    # Outputs in the place of donated arguments take no room of their own.
+    parts = {
+        "arguments": float(sizes.argument_size_in_bytes),
+        "temporaries": float(sizes.temp_size_in_bytes),
+        "outputs": float(sizes.output_size_in_bytes - sizes.alias_size_in_bytes),
+        "code": float(sizes.generated_code_size_in_bytes),
+    }
+    return compiled, Memory(total=sum(parts.values()), limit=chip.memory / chip.cores, **parts)
+
+
+_UNITS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+
+
+def roofline(plan: Plan, memory_bytes: float, collectives: list[Collective], slice_: Slice) -> Times:
+    """Equations (1) and (2)."""
+    chip = slice_.chip
+    compute = plan.hardware_flops / (slice_.num_chips * chip.flops)
+    memory = memory_bytes / (chip.bandwidth / chip.cores)
+    links = sum(each.wire_bytes for each in collectives) / (chip.links / chip.cores / 2)
+    step = max(compute, memory, links)
+    mfu = plan.model_flops / (step * slice_.num_chips * chip.flops)
+    return Times(compute=compute, memory=memory, links=links, mfu=mfu)
+
+
+def sum_by_kind(collectives: list[Collective]) -> dict[str, Traffic]:
+    """Counts and wire bytes, every execution of a loop's body included."""
+    kinds = {each.kind: [other for other in collectives if other.kind == each.kind] for each in collectives}
+    return {
+        kind: Traffic(count=sum(each.times for each in some), bytes=sum(each.wire_bytes for each in some))
+        for kind, some in kinds.items()
+    }
+
+
+def _step(blueprint: Blueprint, optim: OptimConfig) -> Any:
+    return make_step(blueprint.stage, optim, total_steps=1, seed=0)
+
+
+def _shares(mesh: Mesh) -> int:
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
