@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.multihost.run import KINDS
+from tests.multihost.run import KINDS, ONE_LEVEL
 from tests.training.stages.test_devices import on_one_device
 from tests.training.toy import FROZEN, Toy, batches, config
 from unclip_jax.training.checkpoint import FOLDER
@@ -158,7 +158,7 @@ def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
     processes = Processes(2, "stages", folder=str(folder))
     for kind in KINDS:  # meanwhile
-        on_one_device(kind)
+        on_one_device(kind, **ONE_LEVEL)
     ended = processes.end(timeout=480)
     assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
     return [json.loads((folder / str(process)).read_text()) for process in range(2)]
@@ -179,4 +179,4 @@ def test_every_process_sees_the_same(seen):
 def test_same_losses_as_on_one_device(seen, kind):
     """And so as on eight devices of one process, see tests/training/stages/test_devices.py."""
     # Sums over the batch are taken in another order.
-    np.testing.assert_allclose(seen[0]["losses"][kind], on_one_device(kind)[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(seen[0]["losses"][kind], on_one_device(kind, **ONE_LEVEL)[:, 0], rtol=1e-6)

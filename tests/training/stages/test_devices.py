@@ -31,23 +31,27 @@ LAYOUTS = {
 }
 
 
-def small(kind):
-    """As few layers as there can be: what is at stake is how rows are split, and compiling takes the time."""
+def small(kind, channel_mult=(1, 2)):
+    """As few layers as there can be: what is at stake is how rows are split, and compiling takes the time.
+
+    The second level of a U-Net is there for the mesh axis tensor, which splits wide ones.
+    """
     stage, params, frozen, batch = example(kind)
     batch = jax.tree.map(np.asarray, batch)
     if kind in ("decoder", "upsampler"):
-        spec = dataclasses.replace(stage.spec, channel_mult=(1, 2), dropout=0.0)
+        spec = dataclasses.replace(stage.spec, channel_mult=channel_mult, dropout=0.0)
         if kind == "decoder":
             width = stage.clip_spec.text.width
-            spec = dataclasses.replace(spec, attention_at=(4,), text=None, text_width=width)
+            lowest = spec.image_size // 2 ** (len(channel_mult) - 1)
+            spec = dataclasses.replace(spec, attention_at=(lowest,), text=None, text_width=width)
         process = ProcessSpec(num_steps=100, variance="learned_range" if spec.learned_sigma else "small")
         params = tiny.weights(Part(kind=kind, spec=spec, process=process), 7).params
         stage = dataclasses.replace(stage, spec=spec)
     return stage, params, frozen, batch
 
 
-def losses(kind, spec, backend="jit", devices=8):
-    stage, params, frozen, batch = small(kind)
+def losses(kind, spec, backend="jit", devices=8, **options):
+    stage, params, frozen, batch = small(kind, **options)
     mesh = make_mesh(spec, jax.devices()[:devices])
     rules = unet_rules(stage.spec) if kind in ("decoder", "upsampler") else transformer_rules(stage.spec)
     abstract = abstract_state(stage, OPTIM, mesh, rules)
@@ -66,8 +70,8 @@ def losses(kind, spec, backend="jit", devices=8):
 
 
 @functools.cache
-def on_one_device(kind):
-    return losses(kind, MeshSpec(), devices=1)
+def on_one_device(kind, **options):
+    return losses(kind, MeshSpec(), devices=1, **options)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
