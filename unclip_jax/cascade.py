@@ -240,7 +240,7 @@ def _program(num_static: int, num_weights: int) -> Callable[[Callable], Any]:
             return program(mesh_of(arguments[num_static]), *arguments)
 
         run.trace = lambda *arguments: program.trace(mesh_of(arguments[num_static]), *arguments)
-        run.cache_size = program._cache_size
+        run.program = program
         return run
 
     return decorate
