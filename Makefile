@@ -58,7 +58,7 @@ parity: $(PARITY_STAMP)  ## compare with PyTorch, in .venv-parity: tests, then a
 	$(PARITY_PY) -m pytest tests/parity $(PYTEST_ARGS)
 	$(PARITY_PY) -m tests.parity.table --size mid
 
-plan: $(STAMP) $(LIBTPU_STAMP)  ## what the paper's stages need on TPU slices; compiles for an hour or two, runs nothing
+plan: $(STAMP) $(LIBTPU_STAMP)  ## what the paper's stages need on TPU slices; compiles for long, runs nothing
 	PYTHONPATH=$(LIBTPU) $(PY) -m train.plan paper --topology v5e:16x16 v5p:4x4x8 v6e:16x16 tpu7x:4x4x4
 
 train-demo: $(STAMP)  ## train the demo bundle from nothing, on a CPU

@@ -1,7 +1,7 @@
 """Chips, and slices of them that exist only as a description.
 
-Peak rates are the makers' (cloud.google.com/tpu/docs, pages of v4, v5e, v5p, v6e and TPU7x, read 2026-11): dense
-bfloat16, HBM, and all of a chip's links to its neighbours together, in one direction.
+Peak rates are those that Google publishes (cloud.google.com/tpu/docs): dense bfloat16, HBM, and all of a chip's links to
+its neighbours together.
 """
 
 import dataclasses

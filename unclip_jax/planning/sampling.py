@@ -33,7 +33,7 @@ def plan_sampling(
 ) -> Plan:
     """Compiles the sampling program of the stage that `config` trains, for `images` captions on `slice_`.
 
-    The weights are bfloat16. Raises UserError for a mesh that does not fit the slice, or the images.
+    Raises UserError for a mesh that does not fit the slice, or the images.
     """
     mesh = make_mesh(mesh_spec, slice_.devices)
     check_batch(images, mesh.shape["data"] * mesh.shape["fsdp"])
@@ -46,7 +46,7 @@ def plan_sampling(
     def on_mesh(part: Part) -> Part:
         shapes = dataclasses.replace(part, params=part.abstract_params())
         params = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, jax.numpy.bfloat16, sharding=where),
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             shapes.params,
             part_shardings(shapes, mesh),
         )
