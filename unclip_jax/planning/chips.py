@@ -1,7 +1,7 @@
 """Chips, and slices of them that exist only as a description.
 
-Peak rates are those that Google publishes (cloud.google.com/tpu/docs): dense bfloat16, HBM, and all of a chip's links to
-its neighbours together.
+Peak rates are those that Google publishes (cloud.google.com/tpu/docs): dense bfloat16, HBM, and all of a chip's links
+to its neighbours together.
 """
 
 import dataclasses
