@@ -1,11 +1,15 @@
 """Prompts spread over devices, and weights that come and go with their stage."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unclip_jax.bundle import load
+from unclip_jax.cascade import upsample
+from unclip_jax.diffusion.noise import TapeNoise
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
+from unclip_jax.settings import StageSettings
 from unclip_jax.sharding import place
 from unclip_jax.text_to_image import text_to_image
 
@@ -32,6 +36,14 @@ def test_split_weights_draw_the_same_images(tiny_bundle, images):
     assert decoder.addressable_shards[0].data.size == decoder.size // 4
     split = text_to_image(tiny_bundle, PROMPTS, seed=3, batch_size=2, mesh=mesh)
     assert np.abs(split.astype(int) - images).max() <= 1
+
+
+def test_a_tape_stays_on_one_device(tiny_bundle):
+    part, how = place(tiny_bundle, make_mesh(MeshSpec())).part("upsampler_0"), StageSettings(num_steps=2)
+    images = jnp.zeros((8, part.low_res_size, part.low_res_size, 3))
+    tape = TapeNoise(x_T=jnp.zeros((8, 16, 16, 3)), steps=jnp.zeros((2, 8, 16, 16, 3)))
+    with pytest.raises(ValueError, match="TapeNoise on a mesh"):
+        upsample(part, images, tape, how)
 
 
 def test_weights_come_and_go_with_their_stage(tiny_folder, images):

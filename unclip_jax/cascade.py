@@ -182,31 +182,30 @@ def upsample(
 
 
 def trace_stage(bundle: Bundle, name: str, count: int, how: StageSettings) -> Any:
-    """The program of one stage for `count` images, `jax.stages.Traced`: weights may be shapes, on devices or not.
+    """The program of one stage for `count` images, `jax.stages.Traced`; the bundle's weights are shapes on a mesh.
 
     For whoever wants to know what drawing would take.
     """
     part = bundle.part(name)
-    weights = jax.tree.leaves(part.params)[0].sharding
-    mesh = mesh_of(part.params)
-    rows = weights if mesh is None else batch_sharding(mesh)
+    sharding = batch_sharding(cast(Mesh, mesh_of(part.params)))
 
-    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *sizes), dtype, sharding=rows)
+    def rows(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *sizes), dtype, sharding=sharding)
 
     candidates = count * (how.num_candidates if name == "prior" else 1)
     noise = jax.eval_shape(lambda: KeyNoise(key=jax.random.key(0), indices=jnp.arange(candidates)))
     if part.kind == "upsampler":
         size = cast(int, part.low_res_size)
-        return _upsampler_program.trace(_static(part), size, how, part.params, shape(size, size, 3), noise)
+        return _upsampler_program.trace(_static(part), size, how, part.params, rows(size, size, 3), noise)
     clip_part = bundle.part("clip")
     clip_spec = cast(CLIPSpec, clip_part.spec)
     context = clip_spec.text_tower.context
-    captions = shape(context, dtype=jnp.int32), shape(context, dtype=jnp.bool)
+    captions = rows(context, dtype=jnp.int32), rows(context, dtype=jnp.bool)
     if name == "prior":
         weights = part.params, clip_part.params, bundle.stats
         return _prior_program.trace(_static(part), clip_spec, how, *weights, *captions, noise)
-    weights, z_i = (part.params, clip_part.params), shape(clip_spec.embed_dim)
+    z_i = rows(clip_spec.embed_dim)
+    weights = part.params, clip_part.params
     return _decoder_program.trace(_static(part), clip_spec, how, True, *weights, z_i, *captions, noise)
 
 
@@ -229,12 +228,13 @@ def _program(num_static: int, num_weights: int) -> Callable[[Callable], Any]:
             static, (*weights, noise) = arguments[:num_static], arguments[num_static:]
             if mesh is None:
                 return stage(*static, *weights, noise)
-            key, indices = noise.key, noise.indices
+            if not isinstance(noise, KeyNoise):
+                raise ValueError(f"{type(noise).__name__} on a mesh; a replica draws its own noise: give KeyNoise")
 
             def replica(key: Array, *own: Any) -> Array:
                 return stage(*static, *own[:-1], KeyNoise(key=key, indices=own[-1]))
 
-            return on_every_replica(replica, mesh, 1 + num_weights)(key, *weights, indices)
+            return on_every_replica(replica, mesh, 1 + num_weights)(noise.key, *weights, noise.indices)
 
         def run(*arguments: Any) -> Array:
             return program(mesh_of(arguments[num_static]), *arguments)
