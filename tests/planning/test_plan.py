@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from tests.planning.libtpu import needs_libtpu
@@ -126,6 +127,18 @@ def test_what_a_plan_says(plans):
     times = plan.times
     assert times.step == max(times.compute, times.memory, times.links) and 0 < times.mfu < 1
     assert times.compute == pytest.approx(plan.hardware_flops / (16 * 197e12))
+
+
+@pytest.mark.parametrize("kind", chips.EXAMPLES)
+def test_memory_is_what_the_compiler_allows(kind):
+    slice_ = describe(f"{kind}:2x2" + ("x1" if kind in ("v4", "v5p", "tpu7x") else ""))
+    assert slice_.num_chips == 4
+    where = jax.sharding.SingleDeviceSharding(slice_.devices[0])
+    too_much = jax.ShapeDtypeStruct((2**38,), jnp.float32, sharding=where)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="exceeds available HBM") as caught:
+        jax.jit(lambda x: (jnp.sin(x), jnp.cos(x))).lower(too_much).compile()
+    allowed = float(re.search(r"available HBM \(([\d.]+)G\)", str(caught.value))[1])
+    assert slice_.chip.memory / slice_.chip.cores == pytest.approx(allowed * 2**30)
 
 
 def test_does_not_fit(monkeypatch):

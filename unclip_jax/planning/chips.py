@@ -39,7 +39,7 @@ _QUIET = {
     "TPU_MIN_LOG_LEVEL": "3",
 }
 CHIPS = {
-    "v4": Chip(flops=275e12, memory=30.75 * GIB, bandwidth=1.2e12, links=300e9, cores=2),
+    "v4": Chip(flops=275e12, memory=30.75 * GIB, bandwidth=1.2e12, links=300e9),
     "v5e": Chip(flops=197e12, memory=15.75 * GIB, bandwidth=0.819e12, links=200e9),
     "v5p": Chip(flops=459e12, memory=95.74 * GIB, bandwidth=2.765e12, links=600e9),
     "v6e": Chip(flops=918e12, memory=31.25 * GIB, bandwidth=1.64e12, links=448e9),
@@ -87,7 +87,10 @@ def describe(topology: str, num_slices: int = 1) -> Slice:
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
-    options = {} if num_slices == 1 else {"num_slices": num_slices}
+    options: dict[str, Any] = {} if num_slices == 1 else {"num_slices": num_slices}
+    if kind == "v4":
+        # Its two cores are one device to JAX, which libtpu has to be told when it describes one.
+        options["chip_config_name"] = "megacore"
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except jax.errors.JaxRuntimeError as error:
