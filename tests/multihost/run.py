@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tests import tiny
 from tests.training import toy
 from tests.training.stages.test_devices import OPTIM, STEPS, small
 from unclip_jax.errors import run_cli
@@ -23,6 +24,7 @@ from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.parallel.rules import match_rules
 from unclip_jax.parallel.step import batch_sharding, compile_step
 from unclip_jax.sharding import transformer_rules, unet_rules
+from unclip_jax.text_to_image import text_to_image
 from unclip_jax.training.checkpoint import FOLDER
 from unclip_jax.training.loop import train
 from unclip_jax.training.stages.common import first_examples
@@ -33,6 +35,7 @@ KINDS = ("clip", "prior", "decoder", "upsampler")
 LAYOUT = MeshSpec(data=8)
 ONE_LEVEL = {"channel_mult": (1,)}
 """The axis tensor takes no part here."""
+PROMPTS = ["a red ring above a blue square", "two green stars", "a circle"] * 3
 
 
 def my_rows(batch):
@@ -61,8 +64,13 @@ def stage_losses(kind):
     return losses
 
 
+def images(mesh=None):
+    """Nine images, so that a second batch is not full."""
+    return text_to_image(tiny.bundle(), PROMPTS, seed=3, stop_at=8, batch_size=1, mesh=mesh).tolist()
+
+
 def stages(folder):
-    """Losses of every stage, and what this process sees of arrays on all of them, as JSON in FOLDER/<process>."""
+    """Losses of every stage, images, and what this process sees of arrays on all, as JSON in FOLDER/<process>."""
     jax.config.update("jax_disable_most_optimizations", True)
     rows = my_rows({"x": np.arange(16)})["x"]
     whole = put_whole(np.arange(8.0), batch_sharding(make_mesh(LAYOUT)))
@@ -71,6 +79,7 @@ def stages(folder):
         "first": [first_examples(lambda _: (b for b in [{"x": rows}]), n)["x"].tolist() for n in (4, 10)],
         "fetched": fetch(jax.jit(lambda x: 2 * x)(whole)).tolist(),
         "numbers": from_all(jax.process_index()),
+        "images": images(make_mesh(LAYOUT)),
         "losses": {kind: stage_losses(kind) for kind in KINDS},
     }
     (Path(folder) / str(jax.process_index())).write_text(json.dumps(seen))

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.multihost.run import KINDS, ONE_LEVEL
+from tests.multihost.run import KINDS, ONE_LEVEL, images
 from tests.training.stages.test_devices import on_one_device
 from tests.training.toy import FROZEN, Toy, batches, config
 from unclip_jax.training.checkpoint import FOLDER
@@ -129,6 +129,21 @@ def test_killed_and_gone_on_with_in_four(straight, by_four):
     same_losses(logged(folder), straight)
 
 
+def test_a_spoilt_checkpoint_is_set_aside_by_both(straight, by_four):
+    folder, processes = by_four
+    processes.end()
+    for path in (folder / FOLDER / str(STEPS) / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    ended = Processes(2, "toy", workdir=str(folder), steps=STEPS).end()
+    assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
+    for _, _, err in ended:
+        assert f"checkpoint {STEPS} cannot be read" in err and "going on from step 10" in err
+    assert (folder / f"{FOLDER}.unreadable" / str(STEPS)).is_dir()
+    assert (folder / FOLDER / str(STEPS)).is_dir()
+    same_losses(logged(folder), straight)
+
+
 def same_losses(found, expected):
     assert list(found) == list(expected) == [3, 6, 9, 12, 14]
     # Sums over the devices are taken in another order.
@@ -154,24 +169,27 @@ def test_one_process_is_told_to_end(jobs):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """What each of the two processes saw."""
+    """Images drawn by this process alone, and what each of the two saw."""
     folder = tmp_path_factory.mktemp("stages")
     processes = Processes(2, "stages", folder=str(folder))
     for kind in KINDS:  # meanwhile
         on_one_device(kind, **ONE_LEVEL)
+    drawn = images()
     ended = processes.end(timeout=480)
     assert [status for status, _, _ in ended] == [0, 0], ended[0][2]
-    return [json.loads((folder / str(process)).read_text()) for process in range(2)]
+    return drawn, [json.loads((folder / str(process)).read_text()) for process in range(2)]
 
 
 @pytest.mark.slow
 def test_every_process_sees_the_same(seen):
-    for process in seen:
+    drawn, processes = seen
+    for process in processes:
         assert process["gathered"] == list(range(16))
         assert process["first"] == [list(range(4)), list(range(10))]
         assert process["fetched"] == [2.0 * i for i in range(8)]
         assert process["numbers"] == [0, 1]
-        assert process["losses"] == seen[0]["losses"]
+        assert process["losses"] == processes[0]["losses"]
+        assert process["images"] == drawn
 
 
 @pytest.mark.slow
@@ -179,4 +197,5 @@ def test_every_process_sees_the_same(seen):
 def test_same_losses_as_on_one_device(seen, kind):
     """And so as on eight devices of one process, see tests/training/stages/test_devices.py."""
     # Sums over the batch are taken in another order.
-    np.testing.assert_allclose(seen[0]["losses"][kind], on_one_device(kind, **ONE_LEVEL)[:, 0], rtol=1e-6)
+    _, (first, _) = seen
+    np.testing.assert_allclose(first["losses"][kind], on_one_device(kind, **ONE_LEVEL)[:, 0], rtol=1e-6)

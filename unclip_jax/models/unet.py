@@ -31,6 +31,7 @@ from unclip_jax.nn.embeddings import TimestepMLP
 from unclip_jax.nn.norms import GroupNorm, layer_norm
 from unclip_jax.nn.remat import Remat, rematerialised
 from unclip_jax.nn.resblock import Conditioning, Resample, ResBlock
+from unclip_jax.parallel.layout import split_rows
 from unclip_jax.typing import Params
 
 
@@ -164,6 +165,7 @@ class Conditioner(nn.Module):
             tokens.append(text)
             masks.append(mask)
             embedding = embedding + pooled
+        embedding = split_rows(embedding)
         if not tokens:
             return embedding, None, None
         return embedding, jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
@@ -309,7 +311,7 @@ def paper_upsampler_256() -> UNetSpec:
         dropout=0.1,
         low_res=True,
         dtype="bfloat16",
-        remat=True,
+        remat="products",
     )
 
 
@@ -323,5 +325,5 @@ def paper_upsampler_1024() -> UNetSpec:
         learned_sigma=False,
         low_res=True,
         dtype="bfloat16",
-        remat=True,
+        remat="products",
     )

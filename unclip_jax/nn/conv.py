@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from unclip_jax.nn import winograd
 from unclip_jax.nn.remat import named_conv
+from unclip_jax.parallel.layout import split_rows
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 MIN_WIDTH = 48
@@ -83,6 +84,8 @@ def _filter_gradient_native(x: Array, grad: Array) -> Array:
 
 def _backward(residuals, grad: Array):
     x, kernel = residuals
+    # Without this a partitioner may give each device a part of the kernel's gradient, and all rows to work it out from.
+    x, grad = split_rows(x), split_rows(grad)
     input_gradient = _convolve(grad, kernel[::-1, ::-1].swapaxes(2, 3))
     filter_gradient = lax.platform_dependent(
         x, grad, cpu=_filter_gradient_of_shifts, default=_filter_gradient_native

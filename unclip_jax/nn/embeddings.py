@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from unclip_jax.parallel.layout import split_rows
+
 MAX_PERIOD = 10_000
 
 
@@ -30,5 +32,5 @@ class TimestepMLP(nn.Module):
     @nn.compact
     def __call__(self, t: Int[Array, " b"]) -> Float[Array, "b d"]:
         x = timestep_embedding(t, self.embed_width).astype(self.dtype)
-        x = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="fc")(x))
+        x = split_rows(nn.silu(nn.Dense(self.width, dtype=self.dtype, name="fc")(x)))
         return nn.Dense(self.width, dtype=self.dtype, name="proj")(x)
