@@ -135,3 +135,29 @@ def test_masked_context_has_no_influence():
 def test_pixels_have_no_order():
     turned = attend(X[:, ::-1, ::-1], CONTEXT, CONTEXT_MASK)[:, ::-1, ::-1]
     np.testing.assert_allclose(turned, attend(X, CONTEXT, CONTEXT_MASK), atol=2e-6)
+
+
+@pytest.mark.parametrize("mask", [PADDING, CAUSAL & PADDING[..., :Q]], ids=["padding", "per query"])
+def test_cudnn_gets_masks_and_lengths_that_it_takes(mask, monkeypatch):
+    """What it asks for in training, read off jax._src.cudnn; its numbers are stood in for by XLA's."""
+    fused = jax.nn.dot_product_attention
+    keys = mask.shape[-1]
+
+    def as_cudnn(query, key, value, *, mask, implementation):
+        assert implementation == "cudnn"
+        assert mask.shape[2:] == (query.shape[1], key.shape[1])
+        assert query.shape[1] % 2 == key.shape[1] % 2 == 0
+        return fused(query, key, value, mask=mask, implementation="xla")
+
+    def loss(implementation, *inputs):
+        out = attention(*inputs, jnp.array(mask), implementation)
+        return jnp.sum(jnp.sin(out)), out
+
+    inputs = [jnp.array(QUERY), jnp.array(KEY[:, :keys]), jnp.array(VALUE[:, :keys])]
+    value_and_grad = jax.value_and_grad(loss, (1, 2, 3), has_aux=True)
+    (_, expected), expected_gradients = value_and_grad("xla", *inputs)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", as_cudnn)
+    (_, out), gradients = value_and_grad("cudnn", *inputs)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=4e-6)

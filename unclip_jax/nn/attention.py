@@ -34,12 +34,24 @@ def attention(
 ) -> Float[Array, "b q k d"]:
     """Equation (1) over k heads of width d; `mask` is True where a query may look. Softmax in float32."""
 
-    def fused(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+    if implementation == "cudnn":
+        return _attention_cudnn(query, key, value, mask)
 
-    if implementation != "xla":
-        return fused(query, key, value, mask)
-    return lax.platform_dependent(query, key, value, mask, cpu=_attention_cpu, default=fused)
+    def plain(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+    return lax.platform_dependent(query, key, value, mask, cpu=_attention_cpu, default=plain)
+
+
+def _attention_cudnn(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    """With a mask, cuDNN wants one row of it for each query, and for its gradients even lengths."""
+    q, s = query.shape[1], key.shape[1]
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (mask.shape[0], 1, q, s))
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, q % 2), (0, s % 2)))
+        query = jnp.pad(query, ((0, 0), (0, q % 2), (0, 0), (0, 0)))
+        key, value = (jnp.pad(x, ((0, 0), (0, s % 2), (0, 0), (0, 0))) for x in (key, value))
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")[:, :q]
 
 
 def _attention_cpu(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
