@@ -4,7 +4,7 @@ from unclip_jax.diffusion.gaussian import PosteriorGaussian, Process, ProcessSpe
 from unclip_jax.diffusion.guidance import Guidance, ModelFn, Threshold
 from unclip_jax.diffusion.losses import loss
 from unclip_jax.diffusion.noise import KeyNoise, NoiseSource, TapeNoise
-from unclip_jax.diffusion.samplers import DDIM, DDPM, DPMSolver, Sampler, Trajectory, sample
+from unclip_jax.diffusion.samplers import DDIM, DDPM, DPMSolver, Sampler, Trajectory, invert, sample
 from unclip_jax.diffusion.schedule import Schedule
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "TapeNoise",
     "Threshold",
     "Trajectory",
+    "invert",
     "loss",
     "sample",
 ]

@@ -3,6 +3,7 @@
 from unclip_jax.diffusion.samplers.ddim import DDIM
 from unclip_jax.diffusion.samplers.ddpm import DDPM
 from unclip_jax.diffusion.samplers.dpm_solver import DPMSolver
+from unclip_jax.diffusion.samplers.inversion import invert
 from unclip_jax.diffusion.samplers.loop import Sampler, Trajectory, sample
 
-__all__ = ["DDIM", "DDPM", "DPMSolver", "Sampler", "Trajectory", "sample"]
+__all__ = ["DDIM", "DDPM", "DPMSolver", "Sampler", "Trajectory", "invert", "sample"]
