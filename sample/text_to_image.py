@@ -20,10 +20,11 @@ from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import default_settings
 from unclip_jax.config import to_json
+from unclip_jax.diffusion.schedule import Spacing
 from unclip_jax.errors import UserError, run_cli
 from unclip_jax.images import grid, save_png
 from unclip_jax.parallel.mesh import make_mesh, parse_mesh
-from unclip_jax.settings import StageSettings
+from unclip_jax.settings import SamplerName, StageSettings
 from unclip_jax.text_to_image import CutWarning, Progress, text_to_image
 
 
@@ -33,8 +34,14 @@ class Prior:
 
     steps: int | None = None
     """Network evaluations; more is slower and better."""
+    sampler: SamplerName | None = None
+    """How noise is taken away; dpm++ does with the fewest steps."""
+    spacing: Spacing | None = None
+    """Which training steps are visited."""
     guidance_scale: float | None = None
     """How hard the caption pulls; 1 is no guidance."""
+    guidance_interval: tuple[int, int] | None = None
+    """Training steps, lowest and highest, between which there is guidance."""
     num_candidates: int | None = None
     """Embeddings to draw per image, of which the one nearest to the caption is kept."""
 
@@ -45,8 +52,14 @@ class Decoder:
 
     steps: int | None = None
     """Network evaluations; more is slower and better."""
+    sampler: SamplerName | None = None
+    """How noise is taken away; dpm++ does with the fewest steps."""
+    spacing: Spacing | None = None
+    """Which training steps are visited."""
     guidance_scale: float | None = None
     """How hard embedding and caption pull; 1 is no guidance."""
+    guidance_interval: tuple[int, int] | None = None
+    """Training steps, lowest and highest, between which there is guidance."""
     eta: float | None = None
     """Noise of DDIM, from 0 (none) to 1."""
 
@@ -57,6 +70,10 @@ class Upsamplers:
 
     steps: int | None = None
     """Network evaluations of each."""
+    sampler: SamplerName | None = None
+    """How noise is taken away; dpm++ does with the fewest steps."""
+    spacing: Spacing | None = None
+    """Which training steps are visited."""
     eta: float | None = None
     """Noise of DDIM, from 0 (none) to 1."""
 

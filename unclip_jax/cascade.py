@@ -79,6 +79,8 @@ def choose_settings(
         chosen[name] = how
     for name in names:
         chosen[name].check(name, cast(ProcessSpec, bundle.parts[name].process))
+        # What a sampler lacks is missed here, not when its stage begins.
+        chosen[name].algorithm()
     return chosen
 
 

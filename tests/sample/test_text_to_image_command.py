@@ -67,6 +67,18 @@ def test_a_grid_that_says_how_it_was_drawn(draw, tmp_path, tiny_folder):
     assert set(settings) == {"prior", "decoder", "upsampler_0"}
 
 
+def test_every_stage_with_a_sampler_of_its_own(draw, tmp_path):
+    prior = ["--prior.sampler", "dpm++", "--prior.guidance-scale", 2, "--prior.guidance-interval", 10, 90]
+    decoder = ["--decoder.sampler", "sde_dpm++", "--decoder.spacing", "karras"]
+    upsamplers = ["--upsamplers.sampler", "ddpm", "--upsamplers.spacing", "leading"]
+    status, _, err = draw(PROMPT, "--out", tmp_path / "x.png", *prior, *decoder, *upsamplers)
+    assert status == 0, err
+    settings = json.loads(read_text(tmp_path / "x.png")["settings"])
+    assert settings["prior"]["sampler"] == "dpm++" and settings["prior"]["guidance_interval"] == [10, 90]
+    assert settings["decoder"]["sampler"] == "sde_dpm++" and settings["decoder"]["spacing"] == "karras"
+    assert settings["upsampler_0"]["sampler"] == "ddpm" and settings["upsampler_0"]["spacing"] == "leading"
+
+
 def test_a_file_of_prompts_into_a_folder(draw, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{PROMPT}\n\n  two rings \n", encoding="utf-8-sig")
@@ -109,6 +121,9 @@ def test_a_prompt_that_is_too_long_is_drawn_with_a_warning(draw, tmp_path):
         ([PROMPT, "--upsamplers.steps", "101"], "upsampler_0: steps is 101; choose 1 to 100"),
         ([PROMPT, "--decoder.guidance-scale", "-1"], "decoder: guidance_scale is -1.0; choose 0 to 100"),
         ([PROMPT, "--decoder.eta", "2"], "decoder: eta is 2.0; choose 0 to 1"),
+        ([PROMPT, "--decoder.sampler", "euler"], "invalid choice 'euler' for argument '--decoder.sampler'"),
+        ([PROMPT, "--decoder.sampler", "analytic"], "sampler analytic needs the network's statistics, which"),
+        ([PROMPT, "--prior.guidance-interval", "9", "2"], "prior: guidance_interval is 9 to 2; choose two steps of 0"),
         ([PROMPT, "--prior.num-candidates", "0"], "prior: num_candidates is 0; choose 1 to 64"),
         ([PROMPT, "--num-images", "0"], "num_images is 0; it must be at least 1"),
         ([PROMPT, "--batch-size", "0"], "batch_size is 0; it must be at least 1"),
