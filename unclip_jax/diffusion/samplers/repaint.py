@@ -77,8 +77,11 @@ def repaint(
         noise: its steps are numbered three to a network evaluation.
 
     Raises:
-        ValueError: the sampler has more steps than the process, or `noise` or `x_T` does not fit `known`.
+        ValueError: the sampler has more steps than the process or looks back at the step before, which going back
+            would mix up; or `noise` or `x_T` does not fit `known`.
     """
+    if sampler.is_multistep:
+        raise ValueError(f"RePaint takes samplers of single steps, DDPM or DDIM; got {type(sampler).__name__}")
     shape = known.shape
     process = process.respace(sampler.steps)
     evaluated, after = resampling.rows(sampler.steps)
@@ -88,8 +91,9 @@ def repaint(
     elif x_T.shape != shape:
         raise ValueError(f"x_T has shape {x_T.shape}, but the known image has shape {shape}")
     columns = {name: column[evaluated] for name, column in sampler.rows(process).items()}
+    columns |= _noising(process, evaluated, after)
+    table = {name: column.astype(np.float32) for name, column in columns.items()}
     timesteps = process.schedule.timesteps[evaluated].astype(np.int32)
-    table = {name: column.astype(np.float32) for name, column in (columns | _noising(process, evaluated, after)).items()}
 
     def step(x_t: Array, scanned):
         i, index, timestep, row = scanned
@@ -97,7 +101,7 @@ def repaint(
         prediction, variance_channels = process.split(output.astype(jnp.float32))
         x_0 = threshold.apply(process.to_x0(prediction, x_t, jnp.broadcast_to(index, shape[:1])))
         own, around, again = (noise.step(DRAWS * i + draw, shape) for draw in range(DRAWS))
-        x_prev = sampler.update(row, x_t, x_0, variance_channels, own)
+        x_prev = sampler.update(row, x_t, x_0, None, variance_channels, own)
         x_prev = jnp.where(is_known, row["signal"] * known + row["sigma"] * around, x_prev)
         return row["kept"] * x_prev + row["added"] * again, None
 
