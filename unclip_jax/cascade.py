@@ -136,13 +136,18 @@ def decode(
         indices = jnp.arange(len(z_i))
     image = None
     for name in names:
-        stream = DECODER_STREAM if name == "decoder" else UPSAMPLER_STREAM + int(name.removeprefix("upsampler_"))
-        noise = KeyNoise(key=jax.random.fold_in(key, stream), indices=indices)
+        noise = stage_noise(key, name, indices)
         if name == "decoder":
             image = draw_image(bundle, z_i, tokens, mask, noise, chosen[name], captioned=captioned, x_T=x_T)
         else:
             image = upsample(bundle.parts[name], cast(Array, image), noise, chosen[name])
         yield Drawn(name, image)
+
+
+def stage_noise(key: Key[Array, ""], name: str, indices: Int[Array, " b"]) -> KeyNoise:
+    """The noise of the decoder, or of an upsampler, in a request with that key."""
+    stream = DECODER_STREAM if name == "decoder" else UPSAMPLER_STREAM + int(name.removeprefix("upsampler_"))
+    return KeyNoise(key=jax.random.fold_in(key, stream), indices=indices)
 
 
 def prior_noise(key: Key[Array, ""], indices: Int[Array, " b"], how: StageSettings) -> KeyNoise:

@@ -23,9 +23,10 @@ PARALLEL = 1e-4
 
 
 def slerp(
-    a: Float[Array, " b *dims"], b: Float[Array, " b *dims"], theta: Float[Array, ""] | float
+    a: Float[Array, " b *dims"], b: Float[Array, " b *dims"], theta: Float[Array, " b"] | float
 ) -> Float[Array, " b *dims"]:
     """Equation (1), row by row over all other dimensions; a at theta = 0, b at 1."""
+    theta = jnp.broadcast_to(jnp.asarray(theta, jnp.float32), (len(a),))[:, None]
     x, y = a.reshape(len(a), -1), b.reshape(len(b), -1)
     lengths = [jnp.linalg.norm(v, axis=1, keepdims=True) for v in (x, y)]
     x, y = (v / jnp.maximum(length, jnp.finfo(jnp.float32).tiny) for v, length in zip((x, y), lengths, strict=True))
