@@ -10,7 +10,6 @@ A small pixel of which any part lies in the hole counts as hole: no trace of wha
 from collections.abc import Iterator
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 

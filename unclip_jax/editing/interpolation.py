@@ -22,7 +22,7 @@ def stops(num_points: int, frames: int) -> Float[Array, " n"]:
     return jnp.arange((num_points - 1) * frames + 1) / frames
 
 
-def along(points: Float[Array, "p *dims"], places: Float[Array, " n"]) -> Float[Array, "n *dims"]:
+def along(points: Float[Array, " p *dims"], places: Float[Array, " n"]) -> Float[Array, " n *dims"]:
     """Equation (1), or (2), at each of `places`: 0 is the first point, 1 the second, 1.5 half-way to the third."""
     first = jnp.clip(jnp.floor(places).astype(jnp.int32), 0, len(points) - 2)
     return slerp(points[first], points[first + 1], places - first)
