@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from sample import again
 from sample import text_to_image as command
 from tests.bundle.helpers import edit
+from tests.sample.helpers import assert_drawn_again, assert_one_line, call, pixels
 from unclip_jax.bundle import load
 from unclip_jax.errors import run_cli
 from unclip_jax.images import read_text
@@ -33,17 +34,6 @@ def draw(monkeypatch, capsys, tiny_folder):
         return status, *capsys.readouterr()
 
     return run
-
-
-def assert_one_line(result, line):
-    status, out, err = result
-    assert (status, out) == (2, "")
-    assert err.startswith(f"error: {line}") and err.count("\n") == 1
-
-
-def pixels(path):
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def test_a_grid_that_says_how_it_was_drawn(draw, tmp_path, tiny_folder):
@@ -98,6 +88,18 @@ def test_a_file_of_prompts_into_a_folder(draw, tmp_path):
     np.testing.assert_array_equal(sheet[:16, 18:], images[1])
     np.testing.assert_array_equal(sheet[18:, :16], images[2])
     assert read_text(tmp_path / "grid.png")["prompt"] == f"{PROMPT}\ntwo rings"
+    assert_drawn_again(tmp_path / "grid.png")
+    assert_drawn_again(tmp_path / "folder" / names[2])
+    # The prompts are not those any more.
+    prompts.write_text(PROMPT)
+    assert_one_line(call(again, tmp_path / "grid.png"), f"{prompts} is not as it was when ")
+
+
+def test_nothing_is_overwritten(draw, tmp_path):
+    out = tmp_path / "x.png"
+    out.write_text("mine")
+    assert_one_line(draw(PROMPT, "--out", out), f"{out} is already there; give another --out, or replace it with --ov")
+    assert out.read_text() == "mine"
 
 
 def test_a_prompt_that_is_too_long_is_drawn_with_a_warning(draw, tmp_path):
@@ -129,6 +131,7 @@ def test_a_prompt_that_is_too_long_is_drawn_with_a_warning(draw, tmp_path):
         ([PROMPT, "--batch-size", "0"], "batch_size is 0; it must be at least 1"),
         ([PROMPT, "--seed", "-1"], "seed is -1; it must be at least 0 and below 2**32"),
         ([PROMPT, "--stop-at", "12"], "stop_at is 12; bundle tiny makes 8, 16 px"),
+        ([PROMPT, "--only", "1"], "only is 1; this request draws images 0 to 0"),
         ([PROMPT, "--out", "x.jpg"], "x.jpg is no PNG; give a name that ends in .png, or a folder"),
     ],
 )
