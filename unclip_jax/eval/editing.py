@@ -290,7 +290,7 @@ def inpainting(subject: Subject) -> tuple[str, list[np.ndarray]]:
     found = one_object(images)
     asked = [shapes.parse(caption).objects[0] for caption in captions]
     right, seam = alike(found, asked, "colour", "shape"), seam_ratio(images, np.asarray(hole))
-    line = f"asked object {right:.0f} %, outside identical: {same}, gradient across the border over beside it {seam:.2f}"
+    line = f"asked object {right:.0f} %, outside identical: {same}, gradient across the border over beside {seam:.2f}"
     return line, [before, images]
 
 
