@@ -12,7 +12,7 @@ from types import ModuleType
 
 import tyro
 
-from sample import text_to_image, variations
+from sample import decode, interpolate, invert, probe, text_diff, text_to_image, variations
 from sample.output import AGAIN, Recipe, check_free, hashes
 from unclip_jax import command_line
 from unclip_jax.bundle import store
@@ -21,7 +21,10 @@ from unclip_jax.errors import UserError, run_cli
 from unclip_jax.images import read_text
 
 # A picture's text is data: it chooses among these, and nothing else is ever imported or run for it.
-COMMANDS: dict[str, ModuleType] = {module.__name__: module for module in (text_to_image, variations)}
+COMMANDS: dict[str, ModuleType] = {
+    module.__name__: module
+    for module in (text_to_image, variations, invert, interpolate, text_diff, probe, decode)
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,8 +61,9 @@ def find_points(
 
     def find(rows: np.ndarray) -> np.ndarray:
         images, told = jnp.asarray(to_float(small[rows])), (jnp.asarray(z_i[rows]), tokens[rows], mask[rows])
+        found = np.asarray(invert(bundle, images, *told, cast(StageSettings, how), corrections=corrections))
         print(f"{rows[-1] + 1} of {len(files)} images: inversion", file=sys.stderr)
-        return np.asarray(invert(bundle, images, *told, cast(StageSettings, how), corrections=corrections))
+        return found
 
     x_T = None if how is None else in_batches(find, len(files), batch_size)
     return Points(names=stems(files), z_i=z_i, x_T=x_T, how=how)
@@ -140,16 +141,25 @@ def read_points(path: Path, bundle: Bundle) -> Points:
     size, width = base_size(bundle), cast(CLIPSpec, bundle.part("clip").spec).embed_dim
     shapes = {"z_i": ("n", width), "x_T": ("n", size, size, 3)}
     arrays, texts = read_npz(path, shapes, ("names", "settings", "bundle_hash"))
-    if texts["bundle_hash"] != [bundle.hash]:
+    check_bundle(path, texts, bundle)
+    if len(texts["names"]) != len(arrays["z_i"]):
+        raise UserError(f"{path} has {len(texts['names'])} names for {len(arrays['z_i'])} points; make it again")
+    return Points(names=texts["names"], how=read_how(path, texts), **arrays)
+
+
+def check_bundle(path: Path, texts: dict[str, list[str]], bundle: Bundle) -> None:
+    """Raises UserError where a file says that it belongs to another bundle."""
+    if texts.get("bundle_hash", [bundle.hash]) != [bundle.hash]:
         make = "invert the images with this one (python -m sample.invert)"
         raise UserError(f"{path} belongs to another bundle than {bundle.name}; {make}")
-    if len(texts["names"]) != len(arrays["z_i"]) or len(texts["settings"]) != 1:
-        raise UserError(f"{path} is no file of points; make one with python -m sample.invert")
+
+
+def read_how(path: Path, texts: dict[str, list[str]]) -> StageSettings:
+    """The decoder's settings that a file names."""
     try:
-        how = from_json(StageSettings, json.loads(texts["settings"][0]), f"{path}: settings")
+        return from_json(StageSettings, json.loads(" ".join(texts["settings"])), f"{path}: settings")
     except ValueError as error:
         raise UserError(f"{path}: settings are no JSON ({error}); make it with python -m sample.invert") from error
-    return Points(names=texts["names"], how=how, **arrays)
 
 
 def read_npz(

@@ -1,6 +1,7 @@
 """The noise that the decoder turns into a given image (2204.06125, section 3): with z_i, all there is to know of it.
 
 (1) x_T = DDIM^-1(image; z_i, y),   DDIM(x_T; z_i, y) = image
+(2) PSNR = 10 log10(255^2 / mean squared error)     of uint8 images, in dB: how near what comes back is
 
 Nothing is clipped on either way, and both are guided alike: by default not at all, since guidance bends the way down
 more than the steps back up can follow.
@@ -9,7 +10,8 @@ more than the steps back up can follow.
 import dataclasses
 from typing import cast
 
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.diffusion import samplers
@@ -49,7 +51,7 @@ def invert(
         corrections: network evaluations of each step beyond the first.
 
     Raises:
-        UserError: the settings are not DDIM's, or the bundle has no decoder.
+        UserError: the settings are not DDIM's or of one step, or the bundle has no decoder.
         ValueError: the images have another size.
     """
     part, clip_part = bundle.part("decoder"), bundle.part("clip")
@@ -58,10 +60,19 @@ def invert(
         raise ValueError(f"this decoder draws {size} x {size} px; got {images.shape[1:3]}")
     if how.sampler != "ddim":
         raise UserError(f"sampler is {how.sampler}; only ddim can be inverted")
+    if how.steps < 2:
+        raise UserError(f"steps is {how.steps}; an inversion takes at least 2")
     weights = part.params, clip_part.params
     how = dataclasses.replace(how, eta=0.0)
     static = static_of(part), clip_part.spec, how, captioned, corrections
     return _invert_program(*static, *weights, z_i, tokens, mask, images, None)
+
+
+def psnr(images: UInt8[np.ndarray, "n h w c"], others: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, " n"]:
+    """Equation (2), image by image; infinite where two are the same."""
+    error = np.mean(np.square(images.astype(np.float64) - others), axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255**2 / error)
 
 
 @program(5, 2)
