@@ -12,7 +12,7 @@ from types import ModuleType
 
 import tyro
 
-from sample import decode, interpolate, invert, probe, text_diff, text_to_image, variations
+from sample import decode, inpaint, interpolate, invert, probe, text_diff, text_to_image, upscale, variations
 from sample.output import AGAIN, Recipe, check_free, hashes
 from unclip_jax import command_line
 from unclip_jax.bundle import store
@@ -23,7 +23,7 @@ from unclip_jax.images import read_text
 # A picture's text is data: it chooses among these, and nothing else is ever imported or run for it.
 COMMANDS: dict[str, ModuleType] = {
     module.__name__: module
-    for module in (text_to_image, variations, invert, interpolate, text_diff, probe, decode)
+    for module in (text_to_image, variations, invert, interpolate, text_diff, inpaint, probe, upscale, decode)
 }
 
 

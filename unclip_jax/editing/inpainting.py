@@ -55,7 +55,7 @@ def inpaint(
         key, captioned, indices, settings, stop_at: as in `unclip_jax.cascade.decode`.
 
     Raises:
-        UserError: a hole is empty, or what `decode` raises.
+        UserError: a hole is empty, a sampler looks back at steps before, or what `decode` raises.
         ValueError: images or holes have another size.
     """
     names = stages_until(bundle, stop_at, "decoder")
@@ -65,6 +65,9 @@ def inpaint(
         raise ValueError(f"the last stage draws {size} x {size} px; got {images.shape[1:3]}, holes {hole.shape[1:]}")
     if not bool(jnp.all(jnp.any(hole, axis=(1, 2)))):
         raise UserError("the mask marks nothing to draw; mark where to draw in white")
+    for name in names:
+        if chosen[name].algorithm(bundle.parts[name].x0_variance).is_multistep:
+            raise UserError(f"{name}: sampler is {chosen[name].sampler}, which cannot inpaint; set it to ddim or ddpm")
     if indices is None:
         indices = jnp.arange(len(images))
     drawn = None
@@ -138,7 +141,7 @@ def _repaint(
         how.build(process),
         how.guide(process, pixel_model(static, params)),
         cond,
-        how.algorithm(),
+        how.algorithm(static[3]),
         noise,
         known=known,
         is_known=~hole[..., None],
