@@ -78,7 +78,7 @@ def choose_settings(
     for name in names:
         chosen[name].check(name, cast(ProcessSpec, bundle.parts[name].process))
         # What a sampler lacks is missed here, not when its stage begins.
-        chosen[name].algorithm()
+        chosen[name].algorithm(bundle.parts[name].x0_variance)
     return chosen
 
 
@@ -246,7 +246,7 @@ def _prior_program(
         how.build(process),
         how.guide(process, model_fn),
         repeated,
-        how.algorithm(),
+        how.algorithm(static[3]),
         noise,
         shape=(b * count, spec.embed_dim),
         threshold=how.clip(None),
@@ -298,7 +298,7 @@ def _draw_pixels(
         how.build(process),
         how.guide(process, pixel_model(static, params)),
         cond,
-        how.algorithm(),
+        how.algorithm(static[3]),
         noise,
         shape=(count, size, size, 3),
         x_T=x_T,

@@ -19,6 +19,7 @@ from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.guidance import ModelFn
 from unclip_jax.diffusion.noise import KeyNoise
+from unclip_jax.diffusion.samplers import X0Variance
 from unclip_jax.models import unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
@@ -26,13 +27,13 @@ from unclip_jax.parallel.layout import on_every_replica
 from unclip_jax.sharding import mesh_of
 from unclip_jax.typing import Params
 
-Static = tuple[Any, ProcessSpec, tuple[int, ...]]
+Static = tuple[Any, ProcessSpec, tuple[int, ...], X0Variance | None]
 """Of a part: what selects a program."""
 
 
 def static_of(part: Part) -> Static:
-    """The part's spec, process and experts."""
-    return part.spec, cast(ProcessSpec, part.process), part.experts
+    """The part's spec, process, experts and statistics."""
+    return part.spec, cast(ProcessSpec, part.process), part.experts, part.x0_variance
 
 
 def program(num_static: int, num_weights: int) -> Callable[[Callable], Any]:

@@ -91,7 +91,7 @@ class StageSettings:
                 return DPMSolver(steps=self.steps, kind="sde")
             case "analytic":
                 if x0_variance is None:
-                    make = "python -m unclip_jax.bundle statistics BUNDLE"
+                    make = "python -m unclip_jax.eval.statistics BUNDLE --data FOLDER"
                     raise UserError(f"sampler analytic needs the network's statistics, which are missing; run {make}")
                 data_range = None if self.limit is None else (-self.limit, self.limit)
                 return Analytic(steps=self.steps, x0_variance=x0_variance, data_range=data_range)

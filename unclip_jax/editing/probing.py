@@ -7,19 +7,10 @@ decoded from one x_T for all k: the first components hold what the picture is of
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float
 
+from unclip_jax.bundle.basis import Basis
 from unclip_jax.errors import UserError
-
-
-@struct.dataclass
-class Basis:
-    """Principal components of z_i, the strongest first, and the variance along each."""
-
-    mean: Float[Array, " d"]
-    components: Float[Array, "k d"]
-    variance: Float[Array, " k"]
 
 
 def fit_basis(z_i: Float[np.ndarray, "n d"], num_components: int | None = None) -> Basis:
