@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import jax
 import numpy as np
 import tyro
 from jaxtyping import UInt8
@@ -18,6 +19,7 @@ from unclip_jax.data.folder import IMAGE_SUFFIXES
 from unclip_jax.data.transforms import fit, read_image
 from unclip_jax.diffusion.schedule import Spacing
 from unclip_jax.errors import UserError
+from unclip_jax.images import to_uint8
 from unclip_jax.settings import SamplerName, StageSettings
 from unclip_jax.text_to_image import CutWarning
 
@@ -200,6 +202,15 @@ def in_batches(
             result = call(np.minimum(np.arange(first, first + size), count - 1))
             made.append(result[: count - first] if only is None else result[only - first : only - first + 1])
     return np.concatenate(made)
+
+
+def last(stages: Iterable[tuple[str, jax.Array]]) -> UInt8[np.ndarray, "b h w 3"]:
+    """The images of the last stage; the line that comes with each goes to stderr once it is done."""
+    value = None
+    for line, value in stages:
+        jax.block_until_ready(value)
+        print(line, file=sys.stderr)
+    return to_uint8(cast(jax.Array, value))
 
 
 @contextlib.contextmanager

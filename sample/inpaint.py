@@ -9,7 +9,6 @@ cropped to its central square and resized to what the bundle draws.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +19,7 @@ import tyro
 from jaxtyping import Bool
 from PIL import Image
 
-from sample.common import Decoder, Drawing, Prior, cuts_told, in_batches, stage_settings
+from sample.common import Decoder, Drawing, Prior, cuts_told, in_batches, last, stage_settings
 from sample.output import Output
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
@@ -31,7 +30,7 @@ from unclip_jax.editing.inpainting import BASE, inpaint, shrink_hole
 from unclip_jax.editing.outpainting import Margins, outpaint
 from unclip_jax.editing.points import tokenise
 from unclip_jax.errors import UserError, run_cli
-from unclip_jax.images import to_float, to_uint8
+from unclip_jax.images import to_float
 from unclip_jax.models.unet import UNetSpec
 from unclip_jax.text_to_image import text_to_embedding
 
@@ -94,12 +93,6 @@ def run(options: Options) -> None:
         )
     tokens, mask = tokenise(bundle, captions)
     known = fit(picture, size)
-    hole = None if marked is None else shrink_hole(jnp.asarray(marked)[None], size)
-    if margins is None:
-        place, drawn_anew = np.s_[:, :], np.asarray(hole)[0]
-    else:
-        place = np.s_[margins.top : margins.top + size, margins.left : margins.left + size]
-        drawn_anew = np.zeros((size, size), bool)
 
     def draw(rows: np.ndarray) -> np.ndarray:
         images = jnp.repeat(jnp.asarray(to_float(known))[None], len(rows), axis=0)
@@ -110,18 +103,16 @@ def run(options: Options) -> None:
             "resampling": Resampling(jump=BASE.jump, times=options.times),
             "stop_at": options.stop_at,
         }
-        value = None
+        done = f"{rows[-1] + 1} of {options.num_images} images"
         if margins is None:
-            for drawn in inpaint(bundle, images, jnp.repeat(cast(jax.Array, hole), len(rows), axis=0), *told, **how):
-                value = jax.block_until_ready(drawn.value)
-                print(f"{rows[-1] + 1} of {len(captions)} images: {drawn.part}", file=sys.stderr)
-        else:
-            for number, canvas in enumerate(outpaint(bundle, images, margins, *told, **how), 1):
-                value = jax.block_until_ready(canvas)
-                print(f"{rows[-1] + 1} of {len(captions)} images: window {number}", file=sys.stderr)
-        pixels = to_uint8(cast(jax.Array, value))
-        pixels[:, *place] = np.where(drawn_anew[..., None], pixels[:, *place], known)
-        return pixels
+            hole = shrink_hole(jnp.asarray(marked)[None], size)
+            stages = inpaint(bundle, images, jnp.repeat(hole, len(rows), axis=0), *told, **how)
+            drawn = last((f"{done}: {each.part}", each.value) for each in stages)
+            return np.where(np.asarray(hole)[..., None], drawn, known)
+        canvases = enumerate(outpaint(bundle, images, margins, *told, **how), 1)
+        drawn = last((f"{done}: window {number}", canvas) for number, canvas in canvases)
+        drawn[:, margins.top : margins.top + size, margins.left : margins.left + size] = known
+        return drawn
 
     images = in_batches(draw, options.num_images, options.batch_size, options.only)
     about = {"prompt": options.prompt, "image": options.image.name}

@@ -11,6 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -77,8 +78,9 @@ def run(options: Options) -> None:
         points, settings = points_of_prompts(bundle, options)
     else:
         points, settings = points_of(bundle, options, inverted=options.x_t != "fixed")
-    z_i = np.asarray(along(jnp.asarray(points.z_i), places))
-    x_T = None if points.x_T is None else np.asarray(along(jnp.asarray(points.x_T), places))
+    way = jax.jit(along)
+    z_i = np.asarray(way(jnp.asarray(points.z_i), places))
+    x_T = None if points.x_T is None else np.asarray(way(jnp.asarray(points.x_T), places))
     # All frames have the noise of one image, that of the upsamplers too.
     one = np.zeros(len(places), np.int32)
     images = decode_points(bundle, options, settings, z_i, x_T=x_T, indices=one)

@@ -17,7 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from sample.common import Drawing, FromImages, image_files, in_batches, overlay, read_fitted, stage_settings, stems
+from sample.common import (
+    Drawing,
+    FromImages,
+    image_files,
+    in_batches,
+    last,
+    overlay,
+    read_fitted,
+    stage_settings,
+    stems,
+)
 from sample.output import write_npz
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import choose_settings, decode, stages_until
@@ -25,7 +35,7 @@ from unclip_jax.config import from_json, to_json
 from unclip_jax.editing.inversion import CORRECTIONS, faithful, invert
 from unclip_jax.editing.points import embed_images, tokenise
 from unclip_jax.errors import UserError
-from unclip_jax.images import grid, to_float, to_uint8
+from unclip_jax.images import grid, to_float
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.unet import UNetSpec
 from unclip_jax.settings import StageSettings
@@ -238,8 +248,7 @@ def decode_points(
     indices = np.arange(count) if indices is None else indices
 
     def draw(rows: np.ndarray) -> np.ndarray:
-        value = None
-        for drawn in decode(
+        stages = decode(
             bundle,
             jnp.asarray(z_i[rows]),
             tokens[rows],
@@ -250,9 +259,7 @@ def decode_points(
             indices=jnp.asarray(indices[rows]),
             settings=settings,
             stop_at=options.stop_at,
-        ):
-            value = jax.block_until_ready(drawn.value)
-            print(f"{rows[-1] + 1} of {count} images: {drawn.part}", file=sys.stderr)
-        return to_uint8(cast(jax.Array, value))
+        )
+        return last((f"{rows[-1] + 1} of {count} images: {each.part}", each.value) for each in stages)
 
     return in_batches(draw, count, options.batch_size, options.only)

@@ -18,8 +18,9 @@ from sample.output import Output
 from sample.points import decode_points, points_of, read_npz, source_names, with_originals
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
+from unclip_jax.bundle.basis import Basis
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.editing.probing import Basis, project
+from unclip_jax.editing.probing import project
 from unclip_jax.errors import UserError, run_cli
 from unclip_jax.models.clip import CLIPSpec
 
@@ -83,11 +84,10 @@ def read_basis(bundle: Bundle, path: Path | None) -> Basis:
         width = cast(CLIPSpec, bundle.part("clip").spec).embed_dim
         shapes = {"mean": (width,), "components": ("k", width), "variance": ("k",)}
         return Basis(**{name: jnp.asarray(array) for name, array in read_npz(path, shapes)[0].items()})
-    basis = getattr(bundle, "basis", None)
-    if basis is None:
-        make = f"python -m unclip_jax.bundle statistics {bundle.name} --data FOLDER"
+    if bundle.basis is None:
+        make = "python -m unclip_jax.eval.statistics BUNDLE --data FOLDER"
         raise UserError(f"bundle {bundle.name} has no principal components; run {make}, or give --basis FILE.npz")
-    return basis
+    return bundle.basis
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ anew.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import cast
 
@@ -17,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from sample.common import Drawing, image_files, in_batches, read_fitted, stage_settings, stems
+from sample.common import Drawing, image_files, in_batches, last, read_fitted, stage_settings, stems
 from sample.output import Output
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.cascade import choose_settings
 from unclip_jax.editing.upscaling import upscale, upscaling_stages
 from unclip_jax.errors import run_cli
-from unclip_jax.images import to_float, to_uint8
+from unclip_jax.images import to_float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,18 +54,15 @@ def run(options: Options) -> None:
     (small,) = read_fitted(files, cast(int, bundle.parts[stages[0]].low_res_size))
 
     def draw(rows: np.ndarray) -> np.ndarray:
-        value = None
-        for drawn in upscale(
+        drawn = upscale(
             bundle,
             jnp.asarray(to_float(small[rows])),
             jax.random.key(options.seed),
             indices=jnp.asarray(rows),
             settings=settings,
             stop_at=options.stop_at,
-        ):
-            value = jax.block_until_ready(drawn.value)
-            print(f"{rows[-1] + 1} of {len(files)} images: {drawn.part}", file=sys.stderr)
-        return to_uint8(cast(jax.Array, value))
+        )
+        return last((f"{rows[-1] + 1} of {len(files)} images: {each.part}", each.value) for each in drawn)
 
     images = in_batches(draw, len(files), options.batch_size, options.only)
     about, each = {"images": "\n".join(names)}, [{"image": name} for name in names]

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 def drawn(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("again")
     shutil.copytree(tiny_folder, folder / "bundle")
-    words = ["a red circle", "--prior.steps", 2, "--decoder.steps", 2, "--stop-at", 8]
+    words = ["a red circle", "--num-images", 2, "--prior.steps", 2, "--decoder.steps", 2, "--stop-at", 8]
     assert call(text_to_image, *words, "--bundle", folder / "bundle", "--out", folder / "x.png").status == 0
     return folder / "x.png"
 

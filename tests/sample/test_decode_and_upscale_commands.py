@@ -19,14 +19,15 @@ def prompts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def z(tiny_folder, prompts):
     out = prompts.with_name("z.npz")
-    assert call(embed, "--prompts", prompts, "--seed", 4, "--out", out, "--bundle", tiny_folder).status == 0
+    words = ["--prompts", prompts, "--seed", 4, "--prior.steps", 2, "--out", out, "--bundle", tiny_folder]
+    assert call(embed, *words).status == 0
     return out
 
 
 def test_decoding_what_the_prior_drew_is_text_to_image(tiny_folder, prompts, z, tmp_path):
-    words = ["--bundle", tiny_folder, "--seed", 4, "--stop-at", 8, "--out"]
+    words = ["--bundle", tiny_folder, "--seed", 4, "--stop-at", 8, "--decoder.steps", 2, "--out"]
     assert call(decode, "--embeddings", z, *words, tmp_path / "decoded").status == 0
-    assert call(text_to_image, "--prompts", prompts, *words, tmp_path / "whole.png").status == 0
+    assert call(text_to_image, "--prompts", prompts, "--prior.steps", 2, *words, tmp_path / "whole.png").status == 0
     files = [tmp_path / "decoded" / name for name in ("0000.png", "0001.png")]
     whole = tiles(pixels(tmp_path / "whole.png"), 8)
     np.testing.assert_array_equal(np.stack([pixels(path) for path in files]), whole[:, 0])
@@ -37,7 +38,7 @@ def test_decoding_what_the_prior_drew_is_text_to_image(tiny_folder, prompts, z, 
 
 
 def test_images_are_drawn_larger(tiny_folder, pictures, tmp_path):
-    words = ["--bundle", tiny_folder, "--batch-size", 2, "--upsamplers.steps", 2]
+    words = ["--bundle", tiny_folder, "--batch-size", 2]
     assert call(upscale, *pictures, *words, "--out", tmp_path / "x.png").status == 0
     drawn = tiles(pixels(tmp_path / "x.png"), 16)[0]
     assert drawn.shape == (2, 16, 16, 3) and (drawn[0] != drawn[1]).any()

@@ -129,8 +129,7 @@ def test_probing(run, pictures, basis, tmp_path):
     assert np.abs(drawn[0, 1].astype(int) - drawn[1, 1]).max() <= 1
     assert (drawn[0, 2] != drawn[1, 2]).any()
     # All components are z_i itself, decoded from the noise of image 0.
-    words_of_one = [pictures[0], "--num-images", 1, "--out", tmp_path / "x.png"]
-    assert run(variations, *words_of_one).status == 0
+    assert run(variations, *pictures, "--num-images", 1, "--out", tmp_path / "x.png").status == 0
     assert np.abs(tiles(pixels(tmp_path / "x.png"), 8)[0, 1].astype(int) - drawn[0, 3]).max() <= 1
     assert_drawn_again(tmp_path / "probe.png")
     assert run(probe, *words, "--out", tmp_path / "files").status == 0
@@ -151,7 +150,7 @@ MISTAKES = [
     (interpolate, ["RED", "RED", "--out", "x.gif", "--only", "1"], "x.gif is for all images; with --only, give a .png"),
     (text_diff, ["RED", "--to", "a", "--thetas", "1.5"], "theta is 1.5; choose 0 to 1"),
     (text_diff, ["RED", "--from", "a", "--to", "a"], '--from and --to say the same, "a"; say what is to change'),
-    (probe, ["RED"], "has no principal components; run python -m unclip_jax.bundle statistics tiny --data FOLDER, or"),
+    (probe, ["RED"], "has no principal components; run python -m unclip_jax.eval.statistics BUNDLE --data"),
     (probe, ["RED", "--basis", "BASIS", "--components", "17"], "the basis has 16 components; ask for 0 to that many"),
     (probe, ["RED", "--components", "1", "1"], "a number of components is given twice; give each once"),
     (probe, ["RED", "--basis", "POINTS"], "has no mean, only "),

@@ -19,21 +19,14 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 PROMPT = "a red circle above a blue square"
 
 
-@pytest.fixture
-def draw(monkeypatch, capsys, tiny_folder):
-    """Runs the command with the tiny bundle and gives its exit status, stdout and stderr."""
-    monkeypatch.setenv("UNCLIP_JAX_NO_CACHE", "1")
+@pytest.fixture(scope="module")
+def draw(tiny_folder):
+    """Runs the command with the tiny bundle."""
 
-    def run(*words, bundle=tiny_folder):
-        monkeypatch.setattr(sys, "argv", ["text_to_image", *map(str, words), "--bundle", str(bundle)])
-        status = 0
-        try:
-            run_cli(command.main)
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
+    def draw(*words, bundle=tiny_folder):
+        return call(command, *words, "--bundle", bundle)
 
-    return run
+    return draw
 
 
 def test_a_grid_that_says_how_it_was_drawn(draw, tmp_path, tiny_folder):
