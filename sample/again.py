@@ -13,6 +13,7 @@ from types import ModuleType
 import tyro
 
 from sample import decode, inpaint, interpolate, invert, probe, text_diff, text_to_image, upscale, variations
+from sample.common import Request
 from sample.output import AGAIN, Recipe, check_free, hashes
 from unclip_jax import command_line
 from unclip_jax.bundle import store
@@ -62,7 +63,7 @@ def run(options: Options) -> None:
     command.run(request)
 
 
-def check_same(image: Path, request, inputs: dict[str, str], bundle_hash: str | None) -> None:
+def check_same(image: Path, request: Request, inputs: dict[str, str], bundle_hash: str | None) -> None:
     """Raises UserError, naming what changed, unless bundle and inputs are those that the picture was drawn from."""
     found = hashes(request.inputs())
     changed = sorted(name for name in found.keys() | inputs.keys() if found.get(name) != inputs.get(name))
