@@ -29,7 +29,8 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 demo: $(STAMP)  ## draw the README's prompt with the shipped weights: out/demo.png
-	$(PY) -m sample.text_to_image "a red circle above a blue square" --bundle demo --num-images 4 --seed 0 --out out/demo.png
+	$(PY) -m sample.text_to_image "a red circle above a blue square" --bundle demo --num-images 4 --seed 0 \
+	  --out out/demo.png --overwrite
 
 # Where there is no such wheel, the tests that need it are skipped.
 $(LIBTPU_STAMP): $(STAMP)

@@ -7,22 +7,20 @@ The file holds `prompts` [n] and `z_i` [n d].
 """
 
 import dataclasses
-import io
-import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
 
-from sample.text_to_image import Prior, read_prompts
+from sample.common import Prior, cuts_told, overlay
+from sample.output import check_free, write_npz
+from sample.text_to_image import read_prompts
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.errors import UserError, run_cli
-from unclip_jax.files import replacing
 from unclip_jax.settings import StageSettings
-from unclip_jax.text_to_image import CutWarning, text_to_embedding
+from unclip_jax.text_to_image import text_to_embedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +37,8 @@ class Options:
     """Another seed, other embeddings; the same seed, the same, and those that `text_to_image` decodes."""
     out: Path = Path("out/z.npz")
     """The .npz to write."""
+    overwrite: bool = False
+    """Replace what is already there."""
     batch_size: int = 16
     """Captions embedded at once."""
     prior: Prior = Prior()
@@ -49,21 +49,16 @@ def main() -> None:
     options: Options = command_line.parse(Options, prog="python -m sample.embed", description=__doc__)
     if options.out.suffix != ".npz":
         raise UserError(f"{options.out} does not end in .npz; give a name that does")
+    check_free([options.out], overwrite=options.overwrite)
     prompts = read_prompts(options.prompt, options.prompts)
     compilation_cache.enable()
     bundle = store.load(options.bundle, parts=("clip", "prior"))
-    given = {name: value for name, value in vars(options.prior).items() if value is not None}
-    settings = dataclasses.replace(bundle.sampling.get("prior", StageSettings()), **given)
-    with warnings.catch_warnings(record=True, action="always", category=CutWarning) as cut:
+    settings = overlay(bundle.sampling.get("prior", StageSettings()), vars(options.prior))
+    with cuts_told():
         z_i = text_to_embedding(
             bundle, prompts, seed=options.seed, settings=settings, batch_size=options.batch_size
         )
-    for warning in cut:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, prompts=np.array(prompts), z_i=z_i)
-    with replacing(options.out) as draft:
-        draft.write_bytes(buffer.getvalue())
+    write_npz(options.out, prompts=np.array(prompts), z_i=z_i)
     print(options.out)
 
 

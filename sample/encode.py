@@ -7,7 +7,6 @@ The file holds `names` [n], `z_i` [n d] and, with `--captions`, `z_t` [n d].
 
 import dataclasses
 import functools
-import io
 import sys
 from pathlib import Path
 from typing import Annotated, cast
@@ -18,12 +17,12 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from sample.output import check_free, write_npz
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.data.folder import FolderSource
 from unclip_jax.data.transforms import fit
 from unclip_jax.errors import UserError, run_cli
-from unclip_jax.files import replacing
 from unclip_jax.images import to_float
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec
@@ -39,6 +38,8 @@ class Options:
     """A bundle's folder, or the name of a shipped one."""
     out: Path = Path("out/embeddings.npz")
     """The .npz to write."""
+    overwrite: bool = False
+    """Replace what is already there."""
     captions: bool = False
     """Encode the captions too (x.txt beside x.jpg, metadata.jsonl or metadata.csv)."""
     batch_size: int = 32
@@ -54,6 +55,7 @@ def main() -> None:
         raise UserError(f"batch_size is {options.batch_size}; it must be at least 1")
     if options.out.suffix != ".npz":
         raise UserError(f"{options.out} does not end in .npz; give a name that does")
+    check_free([options.out], overwrite=options.overwrite)
     compilation_cache.enable()
     bundle = store.load(options.bundle, parts=("clip",))
     part = bundle.part("clip")
@@ -76,10 +78,7 @@ def main() -> None:
             embeddings["z_t"].append(np.asarray(encode_text(part.params, jnp.asarray(encoded.tokens)))[:real])
         print(f"encoded {len(names)} of {len(source)}", file=sys.stderr)
     arrays = {name: np.concatenate(parts) for name, parts in embeddings.items() if parts}
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, names=np.array(names), **arrays)
-    with replacing(options.out) as draft:
-        draft.write_bytes(buffer.getvalue())
+    write_npz(options.out, names=np.array(names), **arrays)
     print(options.out)
 
 

@@ -6,116 +6,73 @@
 
 import dataclasses
 import functools
-import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
+from sample.common import Decoder, Drawing, Prior, cuts_told, stage_settings
+from sample.output import Output
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.cascade import default_settings
-from unclip_jax.config import to_json
 from unclip_jax.errors import UserError, run_cli
-from unclip_jax.images import grid, save_png
+from unclip_jax.images import grid
 from unclip_jax.parallel.mesh import make_mesh, parse_mesh
-from unclip_jax.settings import StageSettings
-from unclip_jax.text_to_image import CutWarning, Progress, text_to_image
+from unclip_jax.text_to_image import Progress, text_to_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prior:
-    """The prior, caption to embedding. What is left out is as the bundle says."""
-
-    steps: int | None = None
-    """Network evaluations; more is slower and better."""
-    guidance_scale: float | None = None
-    """How hard the caption pulls; 1 is no guidance."""
-    num_candidates: int | None = None
-    """Embeddings to draw per image, of which the one nearest to the caption is kept."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Decoder:
-    """The decoder, embedding to small image. What is left out is as the bundle says."""
-
-    steps: int | None = None
-    """Network evaluations; more is slower and better."""
-    guidance_scale: float | None = None
-    """How hard embedding and caption pull; 1 is no guidance."""
-    eta: float | None = None
-    """Noise of DDIM, from 0 (none) to 1."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Upsamplers:
-    """The upsamplers, small image to large. What is left out is as the bundle says."""
-
-    steps: int | None = None
-    """Network evaluations of each."""
-    eta: float | None = None
-    """Noise of DDIM, from 0 (none) to 1."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Drawing):
     """Draw what a caption says, with a trained bundle."""
 
     prompt: Annotated[str | None, tyro.conf.Positional] = None
     """What to draw."""
     prompts: Path | None = None
     """A text file with one prompt a line, instead of a prompt."""
-    bundle: str = "demo"
-    """A bundle's folder, or the name of a shipped one."""
     num_images: int = 1
     """Images per prompt."""
-    seed: int = 0
-    """Another seed, another picture; the same seed, the same."""
-    out: Path = Path("out/image.png")
-    """A .png for all images in one grid, or a folder for one file each."""
-    stop_at: int | None = None
-    """Stop at images of this many pixels instead of running the whole cascade."""
-    batch_size: int = 16
-    """Images drawn at once, by each device. It changes speed and memory, not the pictures."""
     mesh: str = ""
-    """Devices to draw with, "data=8": all of them for "data=-1"; fsdp and tensor split the weights. One by default."""
+    """Devices to draw with, "data=8": all of them for "data=-1"; fsdp and tensor split the weights. One by default.
+    Each device then draws `batch_size` images at once."""
     one_stage_at_a_time: bool = False
     """Read the weights of a stage when it begins and free them when it ends, for a cascade larger than the memory."""
     prior: Prior = Prior()
     decoder: Decoder = Decoder()
-    upsamplers: Upsamplers = Upsamplers()
+
+    def inputs(self) -> list[Path]:
+        """As `Request.inputs`."""
+        return [] if self.prompts is None else [self.prompts]
 
 
-def main() -> None:
-    """Reads the options, draws, saves."""
-    options: Options = command_line.parse(Options, prog="python -m sample.text_to_image", description=__doc__)
-    compilation_cache.enable()
+def run(options: Options) -> None:
+    """Draws and saves."""
     prompts = read_prompts(options.prompt, options.prompts)
     if options.num_images < 1:
         raise UserError(f"num_images is {options.num_images}; it must be at least 1")
-    if options.out.suffix.lower() not in ("", ".png"):
-        raise UserError(f"{options.out} is no PNG; give a name that ends in .png, or a folder")
+    captions = [prompt for prompt in prompts for _ in range(options.num_images)]
+    names = ["{:04d}_{:02d}".format(*divmod(i, options.num_images)) for i in range(len(captions))]
+    output = Output("sample.text_to_image", options, names)
+    compilation_cache.enable()
     bundle = store.load(options.bundle, weights=not options.one_stage_at_a_time)
-    settings = choose_settings(bundle, options)
-    with warnings.catch_warnings(record=True, action="always", category=CutWarning) as cut:
+    settings = stage_settings(bundle, options)
+    with cuts_told():
         images = text_to_image(
             bundle,
-            [prompt for prompt in prompts for _ in range(options.num_images)],
+            captions,
             seed=options.seed,
             settings=settings,
             stop_at=options.stop_at,
             batch_size=options.batch_size,
+            only=options.only,
             progress=report,
             mesh=make_mesh(parse_mesh(options.mesh)) if options.mesh else None,
             read_parts=functools.partial(read_parts, options.bundle) if options.one_stage_at_a_time else None,
         )
-    for warning in cut:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    save(bundle, prompts, images, settings, options)
+    about = {"prompt": "\n".join(prompts), "num_images": str(options.num_images)}
+    sheet = grid(images, options.num_images if len(prompts) > 1 else None)
+    output.save(bundle, settings, images, about, [{"prompt": caption} for caption in captions], sheet)
 
 
 def read_parts(bundle: str, parts: tuple[str, ...]) -> Bundle:
@@ -144,40 +101,9 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
     return [line.strip() for line in lines if line.strip()] or [""]
 
 
-def choose_settings(bundle: Bundle, options: Options) -> dict[str, StageSettings]:
-    """The bundle's settings with the command line's on top."""
-    settings = default_settings(bundle)
-    for name in settings:
-        given = getattr(options, "upsamplers" if name.startswith("upsampler") else name)
-        settings[name] = dataclasses.replace(
-            settings[name], **{key: value for key, value in vars(given).items() if value is not None}
-        )
-    return settings
-
-
-def save(
-    bundle: Bundle, prompts: list[str], images: np.ndarray, settings: dict[str, StageSettings], options: Options
-) -> None:
-    """One grid, or one file per image; each carries what it takes to draw it again."""
-    about = {
-        "software": "unclip_jax",
-        "bundle": bundle.name,
-        "bundle_hash": bundle.hash,
-        "seed": str(options.seed),
-        "stop_at": str(options.stop_at),
-        "settings": json.dumps({name: to_json(how) for name, how in settings.items()}),
-    }
-    if options.out.suffix.lower() == ".png":
-        text = about | {"prompt": "\n".join(prompts), "num_images": str(options.num_images)}
-        columns = options.num_images if len(prompts) > 1 else None
-        save_png(options.out, grid(images, columns), text)
-        print(options.out)
-        return
-    for i, image in enumerate(images):
-        prompt, number = divmod(i, options.num_images)
-        path = options.out / f"{prompt:04d}_{number:02d}.png"
-        save_png(path, image, about | {"prompt": prompts[prompt], "index": str(i)})
-        print(path)
+def main() -> None:
+    """Reads the options and runs."""
+    run(command_line.parse(Options, prog="python -m sample.text_to_image", description=__doc__))
 
 
 if __name__ == "__main__":

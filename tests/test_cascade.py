@@ -37,7 +37,7 @@ def drawn():
 
 
 def compiled():
-    return [stage.program._cache_size() for stage in PROGRAMS]
+    return [stage.compiled._cache_size() for stage in PROGRAMS]
 
 
 def test_every_stage_in_order(drawn):

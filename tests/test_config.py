@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -31,6 +32,8 @@ class Model:
     tags: dict[str, int] = dataclasses.field(default_factory=dict)
     stages: tuple[Text, ...] = ()
     free: Any = None
+    folder: Path = Path("a")
+    files: tuple[Path, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.image_size % 2:
@@ -55,6 +58,8 @@ FULL = Run(
         tags={"a": 1},
         stages=(Text(), Text(dtype="bfloat16")),
         free={"anything": [1, None]},
+        folder=Path("/b/c"),
+        files=(Path("x.png"), Path("../y")),
     )
 )
 
@@ -88,6 +93,7 @@ def test_lists_become_tuples_and_ints_become_floats():
         ({"stages": [{}, {"dtype": 1}]}, "config.model.stages[1].dtype: 1 (int) is not one of"),
         ({"tags": {"a": "b"}}, "config.model.tags.a: expected a value of type int"),
         ({"side": {"size": [1, "2"]}}, "config.model.side.size[1]: expected a value of type int"),
+        ({"folder": 3}, "config.model.folder: expected a path, got 3 (int)"),
         ({"side": 3}, "config.model.side: expected Text or Pixels, got 3 (int)"),
         ({"image_size": 3}, "config.model: image_size 3 is odd; give an even one"),
     ],

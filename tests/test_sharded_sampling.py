@@ -39,7 +39,7 @@ def test_split_weights_draw_the_same_images(tiny_bundle, images):
 
 
 def test_a_tape_stays_on_one_device(tiny_bundle):
-    part, how = place(tiny_bundle, make_mesh(MeshSpec())).part("upsampler_0"), StageSettings(num_steps=2)
+    part, how = place(tiny_bundle, make_mesh(MeshSpec())).part("upsampler_0"), StageSettings(steps=2)
     images = jnp.zeros((8, part.low_res_size, part.low_res_size, 3))
     tape = TapeNoise(x_T=jnp.zeros((8, 16, 16, 3)), steps=jnp.zeros((2, 8, 16, 16, 3)))
     with pytest.raises(ValueError, match="TapeNoise on a mesh"):

@@ -38,6 +38,12 @@ def test_batch_size_does_not_change_the_images(tiny_bundle, images):
         for stage, part in enumerate(("prior", "decoder", "upsampler_0"), start=1)
     ]
     assert all(p.num_stages == 3 and p.seconds > 0 for p in seen)
+    # One image alone comes from the same batch, to the bit, whichever way weights are read.
+    for only, read in ((1, None), (2, lambda parts: tiny_bundle)):
+        one = text_to_image(tiny_bundle, PROMPTS, seed=3, batch_size=2, only=only, read_parts=read)
+        np.testing.assert_array_equal(one, split[only : only + 1])
+    with pytest.raises(ValueError, match="there is no image 3 among 3"):
+        text_to_image(tiny_bundle, PROMPTS, seed=3, only=3)
 
 
 def test_stops_at_a_size(tiny_bundle):

@@ -10,8 +10,7 @@ is the same picture whatever the batch size.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import jax
@@ -20,19 +19,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.bundle.parts import Bundle, Part
-from unclip_jax.conditioning import decoder_cond, prior_cond
+from unclip_jax.conditioning import prior_cond
 from unclip_jax.config import suggest
-from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
 from unclip_jax.diffusion.samplers import sample
 from unclip_jax.errors import UserError
-from unclip_jax.models import clip, prior, unet
+from unclip_jax.models import clip, prior
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
-from unclip_jax.parallel.layout import on_every_replica
 from unclip_jax.parallel.step import batch_sharding
+from unclip_jax.programs import Static, decoder_told, pixel_model, program, static_of, upsampler_told
 from unclip_jax.settings import StageSettings
 from unclip_jax.sharding import mesh_of
 from unclip_jax.typing import Params
@@ -79,6 +77,8 @@ def choose_settings(
         chosen[name] = how
     for name in names:
         chosen[name].check(name, cast(ProcessSpec, bundle.parts[name].process))
+        # What a sampler lacks is missed here, not when its stage begins.
+        chosen[name].algorithm(bundle.parts[name].x0_variance)
     return chosen
 
 
@@ -119,6 +119,7 @@ def decode(
     key: Key[Array, ""],
     *,
     captioned: bool = True,
+    x_T: Float[Array, "b h w 3"] | None = None,
     indices: Int[Array, " b"] | None = None,
     settings: dict[str, StageSettings] | None = None,
     stop_at: int | None = None,
@@ -127,6 +128,7 @@ def decode(
 
     Args:
         captioned: False hides the captions from the decoder, as guidance does on its other side.
+        x_T: what the decoder starts from, instead of noise of its own.
     """
     names = stages_until(bundle, stop_at, "decoder")
     chosen = choose_settings(bundle, names, settings)
@@ -134,13 +136,18 @@ def decode(
         indices = jnp.arange(len(z_i))
     image = None
     for name in names:
-        stream = DECODER_STREAM if name == "decoder" else UPSAMPLER_STREAM + int(name.removeprefix("upsampler_"))
-        noise = KeyNoise(key=jax.random.fold_in(key, stream), indices=indices)
+        noise = stage_noise(key, name, indices)
         if name == "decoder":
-            image = draw_image(bundle, z_i, tokens, mask, noise, chosen[name], captioned=captioned)
+            image = draw_image(bundle, z_i, tokens, mask, noise, chosen[name], captioned=captioned, x_T=x_T)
         else:
             image = upsample(bundle.parts[name], cast(Array, image), noise, chosen[name])
         yield Drawn(name, image)
+
+
+def stage_noise(key: Key[Array, ""], name: str, indices: Int[Array, " b"]) -> KeyNoise:
+    """The noise of the decoder, or of an upsampler, in a request with that key."""
+    stream = DECODER_STREAM if name == "decoder" else UPSAMPLER_STREAM + int(name.removeprefix("upsampler_"))
+    return KeyNoise(key=jax.random.fold_in(key, stream), indices=indices)
 
 
 def prior_noise(key: Key[Array, ""], indices: Int[Array, " b"], how: StageSettings) -> KeyNoise:
@@ -155,7 +162,7 @@ def draw_embedding(
     """Equation (1): raw z_i. `noise` is for b * num_candidates embeddings, those of an image side by side."""
     part, clip_part = bundle.part("prior"), bundle.part("clip")
     weights = part.params, clip_part.params, bundle.stats
-    return _prior_program(_static(part), clip_part.spec, how, *weights, tokens, mask, noise)
+    return _prior_program(static_of(part), clip_part.spec, how, *weights, tokens, mask, noise)
 
 
 def draw_image(
@@ -167,18 +174,24 @@ def draw_image(
     how: StageSettings,
     *,
     captioned: bool = True,
+    x_T: Float[Array, "b h w 3"] | None = None,
 ) -> Float[Array, "b h w 3"]:
-    """Equation (2): images of the decoder's size; without captions if they are not to count."""
+    """Equation (2): images of the decoder's size; without captions if they are not to count.
+
+    Args:
+        x_T: start, instead of the noise's own.
+    """
     part, clip_part = bundle.part("decoder"), bundle.part("clip")
     weights = part.params, clip_part.params
-    return _decoder_program(_static(part), clip_part.spec, how, captioned, *weights, z_i, tokens, mask, noise)
+    rows = z_i, tokens, mask, x_T
+    return _decoder_program(static_of(part), clip_part.spec, how, captioned, *weights, *rows, noise)
 
 
 def upsample(
     part: Part, images: Float[Array, "b h w 3"], noise: NoiseSource, how: StageSettings
 ) -> Float[Array, "b H W 3"]:
     """Equation (3): images `part.spec.image_size / part.low_res_size` times as large."""
-    return _upsampler_program(_static(part), cast(int, part.low_res_size), how, part.params, images, noise)
+    return _upsampler_program(static_of(part), cast(int, part.low_res_size), how, part.params, images, noise)
 
 
 def trace_stage(bundle: Bundle, name: str, count: int, how: StageSettings) -> Any:
@@ -196,59 +209,22 @@ def trace_stage(bundle: Bundle, name: str, count: int, how: StageSettings) -> An
     noise = jax.eval_shape(lambda: KeyNoise(key=jax.random.key(0), indices=jnp.arange(candidates)))
     if part.kind == "upsampler":
         size = cast(int, part.low_res_size)
-        return _upsampler_program.trace(_static(part), size, how, part.params, rows(size, size, 3), noise)
+        return _upsampler_program.trace(static_of(part), size, how, part.params, rows(size, size, 3), noise)
     clip_part = bundle.part("clip")
     clip_spec = cast(CLIPSpec, clip_part.spec)
     context = clip_spec.text_tower.context
     captions = rows(context, dtype=jnp.int32), rows(context, dtype=jnp.bool)
     if name == "prior":
         weights = part.params, clip_part.params, bundle.stats
-        return _prior_program.trace(_static(part), clip_spec, how, *weights, *captions, noise)
+        return _prior_program.trace(static_of(part), clip_spec, how, *weights, *captions, noise)
     z_i = rows(clip_spec.embed_dim)
     weights = part.params, clip_part.params
-    return _decoder_program.trace(_static(part), clip_spec, how, True, *weights, z_i, *captions, noise)
+    return _decoder_program.trace(static_of(part), clip_spec, how, True, *weights, z_i, *captions, None, noise)
 
 
-_Static = tuple[Any, ProcessSpec, tuple[int, ...]]
-
-
-def _static(part: Part) -> _Static:
-    return part.spec, cast(ProcessSpec, part.process), part.experts
-
-
-def _program(num_static: int, num_weights: int) -> Callable[[Callable], Any]:
-    """Compiles a stage, a function of static arguments, weights, rows and the noise of those rows.
-
-    Where the weights lie on a mesh (`unclip_jax.sharding.place`), every replica draws its own rows.
-    """
-
-    def decorate(stage: Callable) -> Callable:
-        @functools.partial(jax.jit, static_argnums=tuple(range(1 + num_static)))
-        def program(mesh: Mesh | None, *arguments: Any) -> Array:
-            static, (*weights, noise) = arguments[:num_static], arguments[num_static:]
-            if mesh is None:
-                return stage(*static, *weights, noise)
-            if not isinstance(noise, KeyNoise):
-                raise ValueError(f"{type(noise).__name__} on a mesh; a replica draws its own noise: give KeyNoise")
-
-            def replica(key: Array, *own: Any) -> Array:
-                return stage(*static, *own[:-1], KeyNoise(key=key, indices=own[-1]))
-
-            return on_every_replica(replica, mesh, 1 + num_weights)(noise.key, *weights, noise.indices)
-
-        def run(*arguments: Any) -> Array:
-            return program(mesh_of(arguments[num_static]), *arguments)
-
-        run.trace = lambda *arguments: program.trace(mesh_of(arguments[num_static]), *arguments)
-        run.program = program
-        return run
-
-    return decorate
-
-
-@_program(3, 3)
+@program(3, 3)
 def _prior_program(
-    static: _Static,
+    static: Static,
     clip_spec: CLIPSpec,
     how: StageSettings,
     params: Params,
@@ -270,7 +246,7 @@ def _prior_program(
         how.build(process),
         how.guide(process, model_fn),
         repeated,
-        how.algorithm(),
+        how.algorithm(static[3]),
         noise,
         shape=(b * count, spec.embed_dim),
         threshold=how.clip(None),
@@ -283,9 +259,9 @@ def _prior_program(
     return jnp.take_along_axis(z_i, best[:, None, None], axis=1)[:, 0]
 
 
-@_program(4, 2)
+@program(4, 2)
 def _decoder_program(
-    static: _Static,
+    static: Static,
     clip_spec: CLIPSpec,
     how: StageSettings,
     captioned: bool,
@@ -294,48 +270,37 @@ def _decoder_program(
     z_i: Array,
     tokens: Array,
     mask: Array,
+    x_T: Array | None,
     noise: NoiseSource,
 ) -> Array:
-    spec = cast(UNetSpec, static[0])
-    cond = decoder_cond(spec, clip_spec, clip_params, z_i, tokens, mask)
-    if not captioned and cond.drop_text is not None:
-        cond = dataclasses.replace(cond, drop_text=jnp.ones_like(cond.drop_text))
-    return _draw_pixels(static, how, params, cond, noise, len(z_i))
+    cond = decoder_told(static, clip_spec, captioned, clip_params, z_i, tokens, mask)
+    return _draw_pixels(static, how, params, cond, x_T, noise, len(z_i))
 
 
-@_program(3, 1)
+@program(3, 1)
 def _upsampler_program(
-    static: _Static, low_res_size: int, how: StageSettings, params: Params, images: Array, noise: NoiseSource
+    static: Static, low_res_size: int, how: StageSettings, params: Params, images: Array, noise: NoiseSource
 ) -> Array:
-    spec = cast(UNetSpec, static[0])
-    cond = UNetCond(low_res=LowRes(scale=spec.image_size // low_res_size).condition(images))
-    return _draw_pixels(static, how, params, cond, noise, len(images))
+    return _draw_pixels(static, how, params, upsampler_told(static, low_res_size, images), None, noise, len(images))
 
 
 def _draw_pixels(
-    static: _Static, how: StageSettings, params: Params, cond: UNetCond, noise: NoiseSource, count: int
+    static: Static,
+    how: StageSettings,
+    params: Params,
+    cond: UNetCond,
+    x_T: Array | None,
+    noise: NoiseSource,
+    count: int,
 ) -> Array:
-    spec, process, experts = cast(UNetSpec, static[0]), static[1], static[2]
-
-    def model_fn(x_t: Array, t: Array, cond: Any) -> Array:
-        return _expert(spec, experts, params, x_t, t, cond)
-
+    size, process = cast(UNetSpec, static[0]).image_size, static[1]
     return sample(
         how.build(process),
-        how.guide(process, model_fn),
+        how.guide(process, pixel_model(static, params)),
         cond,
-        how.algorithm(),
+        how.algorithm(static[3]),
         noise,
-        shape=(count, spec.image_size, spec.image_size, 3),
+        shape=(count, size, size, 3),
+        x_T=x_T,
         threshold=how.clip(1.0),
     )
-
-
-def _expert(
-    spec: UNetSpec, experts: tuple[int, ...], params: Params, x_t: Array, t: Array, cond: UNetCond
-) -> Array:
-    """The network of the part's that acts at t, which all rows share; see `Part.experts`."""
-    if not experts:
-        return unet.apply(spec, params, x_t, t, cond)
-    networks = [functools.partial(unet.apply, spec, params[f"expert_{i}"]) for i in range(len(experts) + 1)]
-    return jax.lax.switch(jnp.sum(t[0] >= jnp.asarray(experts)), networks, x_t, t, cond)

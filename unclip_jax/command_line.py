@@ -53,7 +53,8 @@ def _first_section(box: str) -> str:
             words += text.split()
         elif words:
             break
-    line = " ".join(words).rstrip(".").removeprefix("Error parsing ")
+    # tyro calls the recipe of a subcommand by this name.
+    line = " ".join(words).rstrip(".").removeprefix("Error parsing ").removeprefix("__tyro-dummy-inner__.")
     return line[:1].lower() + line[1:]
 
 

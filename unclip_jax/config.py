@@ -1,8 +1,8 @@
 """Frozen dataclasses to JSON and back, strictly.
 
-Every spec and every training config is a frozen dataclass of numbers, strings, tuples, dicts and further
-dataclasses. `from_json(cls, to_json(value)) == value` holds for all of them. Reading checks each value
-against the field's annotation; an error names the path of the field:
+Every spec, every training config and every command's options are a frozen dataclass of numbers, strings, paths,
+tuples, dicts and further dataclasses. `from_json(cls, to_json(value)) == value` holds for all of them. Reading checks
+each value against the field's annotation; an error names the path of the field:
 
     config.model.widht: unknown field; did you mean 'width'?
 """
@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from unclip_jax.errors import UserError
@@ -26,6 +27,8 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{type(value).__name__} has no JSON form")
@@ -137,6 +140,9 @@ def _parse_scalar(annotation: Any, value: Any, path: str) -> Any:
     if annotation in (bool, int, float, str):
         _expect(type(value) is annotation, f"a value of type {annotation.__name__}", value, path)
         return value
+    if annotation is Path:
+        _expect(isinstance(value, str), "a path", value, path)
+        return Path(value)
     raise TypeError(f"{path}: fields of type {annotation} have no JSON form")
 
 

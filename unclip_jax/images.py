@@ -87,5 +87,6 @@ def read_text(path: str | Path) -> dict[str, str]:
             return {key: str(value) for key, value in getattr(image, "text", {}).items()}
     except FileNotFoundError as error:
         raise UserError(f"no file {path}; check the name") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
+        # ValueError: more text than Pillow is ready to hold.
         raise UserError(f"cannot read {path} as an image: {error}; give a whole PNG") from error

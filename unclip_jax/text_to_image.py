@@ -54,11 +54,12 @@ def text_to_image(
     settings: dict[str, StageSettings] | None = None,
     stop_at: int | None = None,
     batch_size: int = 16,
+    only: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     mesh: Mesh | None = None,
     read_parts: Callable[[tuple[str, ...]], Bundle] | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """One image per caption.
+    """One image per caption, or image `only` as the only one.
 
     Args:
         seed: of the whole request; image i is the same whatever the batch size.
@@ -66,6 +67,7 @@ def text_to_image(
         stop_at: size in pixels after which to stop; None runs the whole cascade.
         batch_size: images drawn at once, by each replica; the last batch is padded, so that it runs the programs of the
             others.
+        only: draw this image alone, by its number, in the batch that it has in the whole request: to the bit the same.
         progress: called after every stage of every batch.
         mesh: devices, of all hosts, that share the captions; the default device alone for None. Every host gets every
             image.
@@ -74,6 +76,7 @@ def text_to_image(
 
     Raises:
         UserError: a caption is empty, a setting out of range, or the bundle lacks a part.
+        ValueError: there is no image `only`.
 
     Warns `CutWarning` for every distinct caption that is longer than the context.
     """
@@ -81,6 +84,8 @@ def text_to_image(
     names = stages_until(bundle, stop_at)
     replicas = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     total = len(captions)
+    if only is not None and not 0 <= only < total:
+        raise ValueError(f"there is no image {only} among {total}")
     size = min(batch_size, math.ceil(total / replicas)) * replicas
     if read_parts is None and mesh is not None:
         bundle = place(bundle, mesh)
@@ -96,11 +101,12 @@ def text_to_image(
             stop_at=stop_at,
         )
         for first in range(0, total, size)
+        if only is None or first <= only < first + size
     }
     images = {}
     for name, first in _order(names, list(batches), by_stage=read_parts is not None):
         start = time.perf_counter()
-        if read_parts is not None and first == 0:
+        if read_parts is not None and first == min(batches):
             # The stage before goes before this one comes.
             parts.update(bundle.parts)
             needed = (name,) if bundle.parts[name].kind == "upsampler" else ("clip", name)
@@ -113,6 +119,9 @@ def text_to_image(
             progress(Progress(name, 1 + names.index(name), len(names), done, total, seconds))
         if name == names[-1]:
             images[first] = to_uint8(fetch(last))
+    if only is not None:
+        (first,) = images
+        return images[first][only - first : only - first + 1]
     return np.concatenate([images[first] for first in sorted(images)])[:total]
 
 

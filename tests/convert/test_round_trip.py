@@ -83,6 +83,14 @@ def test_a_scheduler_that_does_not_clip(karlo_bundle, tmp_path, name):
         export_karlo(original, tmp_path / "x")
 
 
+def test_a_process_that_no_scheduler_of_theirs_has(karlo_bundle, tmp_path):
+    prior = karlo_bundle.parts["prior"]
+    process = dataclasses.replace(prior.process, zero_terminal_snr=True)
+    parts = karlo_bundle.parts | {"prior": dataclasses.replace(prior, process=process)}
+    with pytest.raises(UserError, match="prior: UnCLIPScheduler has no words for .*'zero_terminal_snr': True"):
+        export_karlo(dataclasses.replace(karlo_bundle, parts=parts), tmp_path / "x")
+
+
 @pytest.mark.parametrize("with_prior", [False, True])
 def test_karlo_with_an_image_tower(karlo_bundle, clip_spec, tmp_path, with_prior):
     """Image variations have one and no prior; a bundle with both keeps both."""

@@ -171,6 +171,28 @@ def test_spec_builds_the_process_it_names():
     assert ProcessSpec().build() == Process(schedule=Schedule.cosine(1000))
 
 
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_conversions_where_only_noise_is_left(prediction):
+    process = ProcessSpec(schedule="linear", prediction=prediction, zero_terminal_snr=True).build()
+    assert process.schedule == Schedule.linear(1000).zero_terminal_snr()
+    x_0, noise, t = jnp.asarray(draw(0, 2, 3)), jnp.asarray(draw(1, 2, 3)), jnp.array([999, 999])
+    x_t = process.q_sample(x_0, t, noise)
+    np.testing.assert_array_equal(x_t, noise)
+    target = process.target(x_0, noise, t)
+    np.testing.assert_allclose(process.to_x0(target, x_t, t), x_0, rtol=1e-6)
+    np.testing.assert_allclose(process.to_eps(target, x_t, t), noise, rtol=1e-6)
+    np.testing.assert_allclose(process.to_v(target, x_t, t), -x_0, rtol=1e-6)
+
+
+def test_eps_and_zero_terminal_snr_exclude_each_other():
+    with pytest.raises(ValueError, match="^zero_terminal_snr leaves nothing .*; set prediction to v or x0$"):
+        ProcessSpec(zero_terminal_snr=True)
+    with pytest.raises(ValueError, match="^eps does not give x_0 where alpha_bar is 0; predict v or x0"):
+        Process(schedule=Schedule.cosine(10).zero_terminal_snr())
+    with pytest.raises(ValueError, match="at least 2 steps"):
+        ProcessSpec(num_steps=1, prediction="v", zero_terminal_snr=True).build()
+
+
 @pytest.mark.parametrize("field", ["schedule", "prediction", "variance"])
 def test_spec_refuses_unknown_names(unchecked, field):
     spec = ProcessSpec(**{field: "quadratic"})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from unclip_jax.diffusion import Process, ProcessSpec, loss
+from unclip_jax.diffusion import Process, ProcessSpec, Schedule, loss
 from unclip_jax.diffusion.losses import loss_weights
 
 ROWS = np.array([0, 0, 1, 5, 20, 39])
@@ -149,6 +149,28 @@ def test_gradients_of_an_untrained_network_are_finite():
 
     value, gradient = jax.jit(jax.value_and_grad(total))(jnp.float32(0.0))
     assert np.isfinite(value) and np.isfinite(gradient)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize("weighting", ["none", "min_snr", "p2"])
+def test_losses_where_only_noise_is_left(prediction, weighting):
+    process = ProcessSpec(prediction=prediction, variance="learned_range", zero_terminal_snr=True).build()
+    ordinary = dataclasses.replace(process, schedule=Schedule.cosine(1000))
+    weights = loss_weights(process, weighting)
+    assert np.isfinite(weights).all() and weights[-1] == (weighting == "none")
+    # The cosine schedule all but ends in noise, so that little changes.
+    np.testing.assert_allclose(weights, loss_weights(ordinary, weighting), rtol=0.01, atol=1e-4)
+    x_0, noise, _, _ = map(jnp.asarray, batch())
+
+    def model_fn(x_t, t, cond):
+        return jnp.concatenate([0.5 * x_t, x_t], axis=-1)
+
+    rows = jnp.array([0, 1, 2, 500, 998, 999])
+    total, metrics = loss(process, model_fn, x_0, rows, noise, None, weighting=weighting)
+    expected, terms = loss(ordinary, model_fn, x_0, rows, noise, None, weighting=weighting)
+    np.testing.assert_allclose(metrics["mse"], terms["mse"], rtol=0.02)
+    np.testing.assert_allclose(metrics["vlb"], terms["vlb"], rtol=0.05, atol=0.01)
+    np.testing.assert_allclose(total, expected, rtol=0.02, atol=1e-3)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

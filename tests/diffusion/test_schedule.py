@@ -1,9 +1,13 @@
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from unclip_jax.diffusion import Schedule
+from unclip_jax.diffusion.rounded import RoundedSchedule
+from unclip_jax.diffusion.schedule import Spacing
 
 MAKERS = {"cosine": Schedule.cosine, "linear": Schedule.linear, "sigmoid": Schedule.sigmoid}
 every_schedule = pytest.mark.parametrize("name", MAKERS)
@@ -95,13 +99,93 @@ def test_respace_refuses_impossible_counts(unchecked, num_steps):
         Schedule.cosine(10).respace(num_steps)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "num_steps", "expected"),
+    [
+        ("leading", 1, [0]),
+        ("leading", 4, [0, 250, 500, 750]),
+        ("leading", 7, [142 * i for i in range(7)]),
+        ("trailing", 1, [999]),
+        ("trailing", 4, [249, 499, 749, 999]),
+        ("trailing", 7, [142, 285, 428, 570, 713, 856, 999]),
+    ],
+)
+def test_leading_and_trailing_rows(spacing, num_steps, expected):
+    schedule = Schedule.cosine(1000)
+    respaced = schedule.respace(num_steps, spacing)
+    np.testing.assert_array_equal(respaced.timesteps, expected)
+    np.testing.assert_array_equal(respaced.alpha_bar, schedule.alpha_bar[expected])
+
+
+@pytest.mark.parametrize("spacing", get_args(Spacing))
+def test_every_spacing_takes_every_count(spacing):
+    schedule = Schedule.sigmoid(60)
+    for num_steps in range(1, 61):
+        respaced = schedule.respace(num_steps, spacing)
+        assert respaced.num_steps == num_steps
+        assert (np.diff(respaced.timesteps) >= (spacing != "karras")).all()
+        assert 0 <= respaced.timesteps[0] and respaced.timesteps[-1] <= 59
+        # Respacing to as many rows, as the sampling loop does, changes nothing.
+        assert respaced.respace(num_steps) == respaced
+
+
+def test_karras_rows_are_even_in_the_seventh_root_of_sigma():
+    schedule = Schedule.linear(1000)
+    respaced = schedule.respace(12, "karras")
+    sigma = np.sqrt(1 / respaced.alpha_bar - 1)
+    steps = np.diff(sigma ** (1 / 7))
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-9)
+    np.testing.assert_allclose(respaced.alpha_bar[[0, -1]], schedule.alpha_bar[[0, -1]], rtol=1e-12)
+    assert respaced.timesteps[0] == 0 and respaced.timesteps[-1] == 999
+    # Each stands for the training step whose noise is nearest, in log sigma.
+    distance = abs(np.log(sigma)[:, None] - np.log(1 / schedule.snr) / 2)
+    assert (abs(distance.argmin(axis=1) - respaced.timesteps) <= 1).all()
+    np.testing.assert_allclose(schedule.respace(1, "karras").alpha_bar, schedule.alpha_bar[-1:], rtol=1e-12)
+
+
+@every_schedule
+def test_zero_terminal_snr_moves_and_scales_the_signal(name):
+    schedule = MAKERS[name](1000)
+    rescaled = schedule.zero_terminal_snr()
+    assert rescaled.alpha_bar[-1] == 0 and rescaled.beta[-1] == 1 and rescaled.snr[-1] == 0
+    np.testing.assert_allclose(rescaled.alpha_bar[0], schedule.alpha_bar[0], rtol=1e-14)
+    before, after = np.diff(np.sqrt(schedule.alpha_bar)), np.diff(np.sqrt(rescaled.alpha_bar))
+    np.testing.assert_allclose(after / before, after[0] / before[0], rtol=1e-6)
+    np.testing.assert_array_equal(rescaled.timesteps, schedule.timesteps)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 30])
+def test_tables_are_finite_where_the_snr_ends_at_0(num_steps):
+    schedule = Schedule.cosine(100).zero_terminal_snr().respace(num_steps)
+    assert schedule.alpha_bar[-1] == 0
+    for table in ("beta", "snr", "posterior_variance", "posterior_log_variance", "posterior_x_0", "posterior_x_t"):
+        assert np.isfinite(getattr(schedule, table)).all(), table
+    # Where x_t holds no signal, the posterior is q(x_prev | x_0).
+    assert schedule.posterior_x_t[-1] == 0
+    np.testing.assert_allclose(schedule.posterior_x_0[-1], np.sqrt(schedule.alpha_bar_prev[-1]), rtol=1e-15)
+
+
+def test_what_zero_terminal_snr_cannot_do(unchecked):
+    with pytest.raises(ValueError, match="at least 2 steps"):
+        Schedule.cosine(1).zero_terminal_snr()
+    with pytest.raises(ValueError, match="karras spacing has no end where alpha_bar is 0; choose trailing"):
+        Schedule.cosine(10).zero_terminal_snr().respace(5, "karras")
+
+
+def test_unknown_spacings(unchecked):
+    with pytest.raises(ValueError, match="spacing must be one of linspace, leading, trailing, karras; got 'even'"):
+        Schedule.cosine(10).respace(5, "even")
+    with pytest.raises(ValueError, match="UnCLIPScheduler's spacing is linspace; got 'leading'"):
+        RoundedSchedule.of(Schedule.cosine(10)).respace(5, "leading")
+
+
 @every_schedule
 def test_a_schedule_needs_a_step(name):
     with pytest.raises(ValueError, match="at least 1"):
         MAKERS[name](0)
 
 
-@pytest.mark.parametrize("alpha_bar", [[], [0.5, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, 0.6]])
+@pytest.mark.parametrize("alpha_bar", [[], [0.5, 0.5], [1.0, 0.5], [0.5, 0.0, 0.0], [0.5, -0.1], [0.5, 0.6]])
 def test_refuses_tables_that_are_no_schedule(alpha_bar):
     with pytest.raises(ValueError, match="strictly decreasing"):
         Schedule(alpha_bar=np.array(alpha_bar, np.float64), timesteps=np.arange(len(alpha_bar)))

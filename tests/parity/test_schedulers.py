@@ -42,7 +42,7 @@ def worst_step(prediction: str, variance: str, limit: float, steps: int, parity:
         predicted, channels = process.split(jnp.asarray(output))
         x_0 = how.clip(None).apply(process.to_x0(predicted, jnp.asarray(x_t), jnp.full(2, row)))
         coefficients = {name: jnp.float32(column[row]) for name, column in table.items()}
-        ours = sampler.update(coefficients, jnp.asarray(x_t), x_0, channels, jnp.asarray(noise))
+        ours = sampler.update(coefficients, jnp.asarray(x_t), x_0, None, channels, jnp.asarray(noise))
         reference = np.asarray(to_ours(expected))
         errors.append(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
     return max(errors[:-1]), errors[-1]

@@ -42,7 +42,10 @@ def test_embeddings_are_those_that_text_to_image_decodes(run, tmp_path):
     drawn = next(cascade(tiny.bundle(), tokens, mask, jax.random.key(4)))
     assert drawn.part == "prior"
     np.testing.assert_allclose(z_i, drawn.value, atol=1e-5)
-    assert run(CAPTIONS[0], "--out", out, "--prior.steps", 2)[0] == 0
+    again = [CAPTIONS[0], "--out", out, "--prior.steps", 2]
+    status, _, err = run(*again)
+    assert status == 2 and f"{out} is already there; give another --out, or replace it with --overwrite" in err
+    assert run(*again, "--overwrite")[0] == 0
     assert np.abs(np.load(out)["z_i"][0] - z_i[0]).max() > 1e-3
 
 

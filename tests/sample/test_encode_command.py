@@ -43,8 +43,15 @@ def test_photographs_are_encoded(run, tmp_path, capsys):
         alone.mkdir()
         for name in ("a.jpg", "b.jpg"):
             (alone / name).write_bytes((folder / f"{i}.jpg").read_bytes())
-        run(alone, "--out", tmp_path / "alone.npz")
+        run(alone, "--out", tmp_path / "alone.npz", "--overwrite")
         np.testing.assert_allclose(np.load(tmp_path / "alone.npz")["z_i"][0], z_i[i], atol=1e-6)
+
+
+def test_nothing_is_overwritten(run, tmp_path, capsys):
+    (tmp_path / "z.npz").write_text("mine")
+    with pytest.raises(SystemExit):
+        run("absent", "--out", tmp_path / "z.npz")
+    assert "z.npz is already there; give another --out, or replace it with --overwrite" in capsys.readouterr().err
 
 
 def test_captions_too(run, tmp_path):

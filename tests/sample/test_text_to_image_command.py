@@ -5,12 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from sample import again
 from sample import text_to_image as command
 from tests.bundle.helpers import edit
+from tests.sample.helpers import assert_drawn_again, assert_one_line, call, pixels
 from unclip_jax.bundle import load
-from unclip_jax.errors import run_cli
 from unclip_jax.images import read_text
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -18,32 +18,14 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 PROMPT = "a red circle above a blue square"
 
 
-@pytest.fixture
-def draw(monkeypatch, capsys, tiny_folder):
-    """Runs the command with the tiny bundle and gives its exit status, stdout and stderr."""
-    monkeypatch.setenv("UNCLIP_JAX_NO_CACHE", "1")
+@pytest.fixture(scope="module")
+def draw(tiny_folder):
+    """Runs the command with the tiny bundle."""
 
-    def run(*words, bundle=tiny_folder):
-        monkeypatch.setattr(sys, "argv", ["text_to_image", *map(str, words), "--bundle", str(bundle)])
-        status = 0
-        try:
-            run_cli(command.main)
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
+    def draw(*words, bundle=tiny_folder):
+        return call(command, *words, "--bundle", bundle)
 
-    return run
-
-
-def assert_one_line(result, line):
-    status, out, err = result
-    assert (status, out) == (2, "")
-    assert err.startswith(f"error: {line}") and err.count("\n") == 1
-
-
-def pixels(path):
-    with Image.open(path) as image:
-        return np.asarray(image)
+    return draw
 
 
 def test_a_grid_that_says_how_it_was_drawn(draw, tmp_path, tiny_folder):
@@ -67,6 +49,18 @@ def test_a_grid_that_says_how_it_was_drawn(draw, tmp_path, tiny_folder):
     assert set(settings) == {"prior", "decoder", "upsampler_0"}
 
 
+def test_every_stage_with_a_sampler_of_its_own(draw, tmp_path):
+    prior = ["--prior.sampler", "dpm++", "--prior.guidance-scale", 2, "--prior.guidance-interval", 10, 90]
+    decoder = ["--decoder.sampler", "sde_dpm++", "--decoder.spacing", "karras"]
+    upsamplers = ["--upsamplers.sampler", "ddpm", "--upsamplers.spacing", "leading"]
+    status, _, err = draw(PROMPT, "--out", tmp_path / "x.png", *prior, *decoder, *upsamplers)
+    assert status == 0, err
+    settings = json.loads(read_text(tmp_path / "x.png")["settings"])
+    assert settings["prior"]["sampler"] == "dpm++" and settings["prior"]["guidance_interval"] == [10, 90]
+    assert settings["decoder"]["sampler"] == "sde_dpm++" and settings["decoder"]["spacing"] == "karras"
+    assert settings["upsampler_0"]["sampler"] == "ddpm" and settings["upsampler_0"]["spacing"] == "leading"
+
+
 def test_a_file_of_prompts_into_a_folder(draw, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{PROMPT}\n\n  two rings \n", encoding="utf-8-sig")
@@ -86,6 +80,18 @@ def test_a_file_of_prompts_into_a_folder(draw, tmp_path):
     np.testing.assert_array_equal(sheet[:16, 18:], images[1])
     np.testing.assert_array_equal(sheet[18:, :16], images[2])
     assert read_text(tmp_path / "grid.png")["prompt"] == f"{PROMPT}\ntwo rings"
+    assert_drawn_again(tmp_path / "grid.png")
+    assert_drawn_again(tmp_path / "folder" / names[2])
+    # The prompts are not those any more.
+    prompts.write_text(PROMPT)
+    assert_one_line(call(again, tmp_path / "grid.png"), f"{prompts} is not as it was when ")
+
+
+def test_nothing_is_overwritten(draw, tmp_path):
+    out = tmp_path / "x.png"
+    out.write_text("mine")
+    assert_one_line(draw(PROMPT, "--out", out), f"{out} is already there; give another --out, or replace it with --ov")
+    assert out.read_text() == "mine"
 
 
 def test_a_prompt_that_is_too_long_is_drawn_with_a_warning(draw, tmp_path):
@@ -109,11 +115,15 @@ def test_a_prompt_that_is_too_long_is_drawn_with_a_warning(draw, tmp_path):
         ([PROMPT, "--upsamplers.steps", "101"], "upsampler_0: steps is 101; choose 1 to 100"),
         ([PROMPT, "--decoder.guidance-scale", "-1"], "decoder: guidance_scale is -1.0; choose 0 to 100"),
         ([PROMPT, "--decoder.eta", "2"], "decoder: eta is 2.0; choose 0 to 1"),
+        ([PROMPT, "--decoder.sampler", "euler"], "invalid choice 'euler' for argument '--decoder.sampler'"),
+        ([PROMPT, "--decoder.sampler", "analytic"], "sampler analytic needs the network's statistics, which"),
+        ([PROMPT, "--prior.guidance-interval", "9", "2"], "prior: guidance_interval is 9 to 2; choose two steps of 0"),
         ([PROMPT, "--prior.num-candidates", "0"], "prior: num_candidates is 0; choose 1 to 64"),
         ([PROMPT, "--num-images", "0"], "num_images is 0; it must be at least 1"),
         ([PROMPT, "--batch-size", "0"], "batch_size is 0; it must be at least 1"),
         ([PROMPT, "--seed", "-1"], "seed is -1; it must be at least 0 and below 2**32"),
         ([PROMPT, "--stop-at", "12"], "stop_at is 12; bundle tiny makes 8, 16 px"),
+        ([PROMPT, "--only", "1"], "only is 1; this request draws images 0 to 0"),
         ([PROMPT, "--out", "x.jpg"], "x.jpg is no PNG; give a name that ends in .png, or a folder"),
     ],
 )

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from flax import traverse_util
 
+from unclip_jax.bundle.basis import Basis
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.diffusion.samplers import X0Variance
 from unclip_jax.errors import UserError
 from unclip_jax.models import clip, prior, unet
 from unclip_jax.models.clip import CLIPSpec
@@ -41,6 +43,7 @@ class Part:
         params: its weights; {} where only the description was read.
         clip_identity: the CLIP that it was trained with, see `identity`; CLIP's own; None if it saw none.
         low_res_size: side in pixels of the images that an upsampler starts from; None for the others.
+        x0_variance: what the sampler "analytic" needs to know of the network; None where it was not measured.
         experts: training steps that divide the work among networks of one spec: `params["expert_0"]` acts below
             experts[0], expert_1 from there up to experts[1], and so on. () is one network for all steps.
     """
@@ -51,6 +54,7 @@ class Part:
     params: Params = dataclasses.field(default_factory=dict, repr=False)
     clip_identity: str | None = None
     low_res_size: int | None = None
+    x0_variance: X0Variance | None = None
     experts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,6 +79,7 @@ class Bundle:
         sampling: how its parts are sampled where nothing else is asked for; a part may be absent.
         tokenizer: how captions become tokens; None if no part reads captions.
         stats: statistics of z_i, the space that the prior works in; they come and go with the prior.
+        basis: principal components of z_i; they come and go with CLIP, and may be absent.
         hash: sha256 over all files, hexadecimal; "" if it was never on disk.
     """
 
@@ -85,6 +90,7 @@ class Bundle:
     sampling: dict[str, StageSettings] = dataclasses.field(default_factory=dict)
     tokenizer: Tokenizer | None = None
     stats: EmbeddingStats | None = None
+    basis: Basis | None = None
     hash: str = ""
 
     def part(self, name: str) -> Part:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -11,20 +12,23 @@ from typing import Any, Literal, cast
 import jax.numpy as jnp
 import numpy as np
 
+from unclip_jax.bundle.basis import Basis
 from unclip_jax.bundle.check import check_fit, check_tensors
 from unclip_jax.bundle.parts import SPECS, Bundle, Kind, Part, flatten, identity, unflatten
 from unclip_jax.bundle.safetensors_file import Stored, open_safetensors, shapes_in, write_safetensors
 from unclip_jax.config import from_json, suggest, to_json
 from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.diffusion.samplers import X0Variance
 from unclip_jax.errors import UserError
 from unclip_jax.files import replacing
+from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
 from unclip_jax.settings import StageSettings
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent.parent / "assets"
-CONFIG, TOKENIZER = "config.json", "tokenizer"
+CONFIG, TOKENIZER, BASIS = "config.json", "tokenizer", "basis.safetensors"
 STATS = "stats/"
 
 StoredDtype = Literal["float32", "float16", "bfloat16"]
@@ -39,6 +43,7 @@ class PartConfig:
     process: ProcessSpec | None = None
     clip_identity: str | None = None
     low_res_size: int | None = None
+    x0_variance: X0Variance | None = None
     experts: tuple[int, ...] = ()
 
 
@@ -95,6 +100,8 @@ def save(
                 for key, value in (("mean", stats.mean), ("std", stats.std)):
                     tensors[f"{STATS}{key}"] = Stored(np.dtype(np.float32), value)
             write_safetensors(draft / f"{name}.safetensors", tensors)
+        if bundle.basis is not None and "clip" in bundle.parts:
+            _write_basis(draft / BASIS, bundle.basis)
         paths = sorted(path for path in draft.rglob("*") if path.is_file())
         config = BundleConfig(
             format=FORMAT,
@@ -106,7 +113,7 @@ def save(
             tokenizer_identity=None if bundle.tokenizer is None else bundle.tokenizer.identity,
             files={path.relative_to(draft).as_posix(): _sha256(path) for path in paths},
         )
-        (draft / CONFIG).write_text(json.dumps(to_json(config), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _write_config(draft, config)
         return _sha256(draft / CONFIG)
 
 
@@ -149,7 +156,7 @@ def load(
         hash=_sha256(folder / CONFIG),
     )
     check_fit(bundle)
-    wanted, stats = {}, None
+    wanted, stats, basis = {}, None, None
     for name, part in bundle.parts.items():
         if parts is not None and name not in parts:
             continue
@@ -157,7 +164,42 @@ def load(
         wanted[name] = _read_part(part, path, dtype, weights)
         if name == "prior":
             stats = _read_stats(path, part)
-    return dataclasses.replace(bundle, parts=wanted, stats=stats)
+        if name == "clip" and BASIS in config.files:
+            basis = _read_basis(folder / BASIS, cast(CLIPSpec, part.spec))
+    return dataclasses.replace(bundle, parts=wanted, stats=stats, basis=basis)
+
+
+def add_statistics(folder: Path, basis: Basis, x0_variance: dict[str, X0Variance]) -> str:
+    """Writes statistics into a bundle's folder, which is replaced whole; its weights stay as they are.
+
+    Args:
+        basis: of z_i.
+        x0_variance: by part.
+
+    Returns:
+        The bundle's new hash.
+
+    Raises:
+        UserError: if there is no such part.
+    """
+    config = _read_config(folder)
+    for name in x0_variance:
+        if name not in config.parts:
+            raise UserError(f"bundle {config.name} has no part {name}; {suggest(name, list(config.parts))}")
+    parts = {
+        name: dataclasses.replace(part, x0_variance=x0_variance.get(name, part.x0_variance))
+        for name, part in config.parts.items()
+    }
+    with replacing(folder) as draft:
+        shutil.copytree(folder, draft)
+        _write_basis(draft / BASIS, basis)
+        files = config.files | {BASIS: _sha256(draft / BASIS)}
+        _write_config(draft, dataclasses.replace(config, parts=parts, files=files))
+        return _sha256(draft / CONFIG)
+
+
+def _write_config(folder: Path, config: BundleConfig) -> None:
+    (folder / CONFIG).write_text(json.dumps(to_json(config), indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def find(name_or_folder: str | Path) -> Path:
@@ -210,6 +252,7 @@ def _part(config: PartConfig, path: str) -> Part:
         process=config.process,
         clip_identity=config.clip_identity,
         low_res_size=config.low_res_size,
+        x0_variance=config.x0_variance,
         experts=config.experts,
     )
 
@@ -221,6 +264,7 @@ def _part_config(part: Part) -> PartConfig:
         process=part.process,
         clip_identity=part.clip_identity,
         low_res_size=part.low_res_size,
+        x0_variance=part.x0_variance,
         experts=part.experts,
     )
 
@@ -247,6 +291,18 @@ def _read_stats(path: Path, prior: Part) -> EmbeddingStats:
         check_tensors(str(path), found, {f"{STATS}mean": shape, f"{STATS}std": shape})
         mean, std = (jnp.asarray(file.get_tensor(f"{STATS}{name}")) for name in ("mean", "std"))
     return EmbeddingStats(mean=mean, std=std)
+
+
+def _write_basis(path: Path, basis: Basis) -> None:
+    write_safetensors(path, {name: Stored(np.dtype(np.float32), value) for name, value in vars(basis).items()})
+
+
+def _read_basis(path: Path, clip: CLIPSpec) -> Basis:
+    with open_safetensors(path, "the bundle") as file:
+        found = shapes_in(file)
+        count, width = found.get("components", (0,))[0], clip.embed_dim
+        check_tensors(str(path), found, {"mean": (width,), "components": (count, width), "variance": (count,)})
+        return Basis(**{name: jnp.asarray(file.get_tensor(name)) for name in found})
 
 
 def _read_part(part: Part, path: Path, dtype: Any, weights: bool) -> Part:

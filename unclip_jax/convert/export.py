@@ -272,7 +272,8 @@ def _write_scheduler(bundle: Bundle, name: str, folder: Path, index: dict[str, A
     process = cast(ProcessSpec, bundle.part(name).process)
     predictions = {"eps": "epsilon", "x0": "sample"}
     variances = {"small": "fixed_small_log", "learned_range": "learned_range"}
-    if process.schedule != "cosine" or process.prediction not in predictions or process.variance not in variances:
+    known = process.schedule == "cosine" and not process.zero_terminal_snr
+    if not known or process.prediction not in predictions or process.variance not in variances:
         raise UserError(f"{name}: UnCLIPScheduler has no words for {to_json(process)}; it is not exported")
     how = bundle.sampling.get(name, StageSettings())
     if how.threshold == "dynamic":

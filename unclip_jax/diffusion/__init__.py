@@ -4,12 +4,25 @@ from unclip_jax.diffusion.gaussian import PosteriorGaussian, Process, ProcessSpe
 from unclip_jax.diffusion.guidance import Guidance, ModelFn, Threshold
 from unclip_jax.diffusion.losses import loss
 from unclip_jax.diffusion.noise import KeyNoise, NoiseSource, TapeNoise
-from unclip_jax.diffusion.samplers import DDIM, DDPM, Sampler, Trajectory, sample
+from unclip_jax.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    Analytic,
+    DPMSolver,
+    Sampler,
+    Trajectory,
+    X0Variance,
+    invert,
+    sample,
+    squared_errors,
+)
 from unclip_jax.diffusion.schedule import Schedule
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "Analytic",
+    "DPMSolver",
     "Guidance",
     "KeyNoise",
     "ModelFn",
@@ -22,6 +35,9 @@ __all__ = [
     "TapeNoise",
     "Threshold",
     "Trajectory",
+    "X0Variance",
+    "invert",
     "loss",
     "sample",
+    "squared_errors",
 ]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
-from unclip_jax.diffusion.schedule import Schedule
+from unclip_jax.diffusion.schedule import Schedule, Spacing
 
 Prediction = Literal["eps", "x0", "v"]
 Variance = Literal["small", "large", "learned_range"]
@@ -38,7 +38,8 @@ class Process:
     """A schedule, and what a network trained on it outputs. A pytree without leaves, like `Schedule`.
 
     Attributes:
-        prediction: the quantity predicted.
+        prediction: the quantity predicted; not eps where the schedule ends in alpha_bar = 0, since x_t says
+            nothing of x_0 there and eps is x_t itself.
         variance: of the reverse steps: eq. 3's ("small"), beta ("large"), or eq. 4 by extra output channels.
     """
 
@@ -46,9 +47,13 @@ class Process:
     prediction: Prediction = "eps"
     variance: Variance = "small"
 
-    def respace(self, num_steps: int) -> "Process":
+    def __post_init__(self):
+        if self.prediction == "eps" and self.schedule.alpha_bar[-1] == 0:
+            raise ValueError("eps does not give x_0 where alpha_bar is 0; predict v or x0 on this schedule")
+
+    def respace(self, num_steps: int, spacing: Spacing = "linspace") -> "Process":
         """The same process on `num_steps` rows of its schedule (ValueError as `Schedule.respace`)."""
-        return dataclasses.replace(self, schedule=self.schedule.respace(num_steps))
+        return dataclasses.replace(self, schedule=self.schedule.respace(num_steps, spacing))
 
     def q_sample(
         self, x_0: Float[Array, " b *dims"], t: Int[Array, " b"], noise: Float[Array, " b *dims"]
@@ -168,6 +173,12 @@ class ProcessSpec:
     num_steps: int = 1000
     prediction: Prediction = "eps"
     variance: Variance = "small"
+    zero_terminal_snr: bool = False
+    """Ends the schedule in noise alone, as sampling begins (`Schedule.zero_terminal_snr`); not with eps."""
+
+    def __post_init__(self):
+        if self.zero_terminal_snr and self.prediction == "eps":
+            raise ValueError("zero_terminal_snr leaves nothing that eps could tell x_0 from; set prediction to v or x0")
 
     def build(self) -> Process:
         """Raises: ValueError for a name that is not one of the choices, or fewer than 1 step."""
@@ -178,6 +189,8 @@ class ProcessSpec:
         if self.schedule not in makers:
             raise ValueError(f"schedule must be one of {', '.join(makers)}; got {self.schedule!r}")
         schedule = makers[self.schedule](self.num_steps)
+        if self.zero_terminal_snr:
+            schedule = schedule.zero_terminal_snr()
         return Process(schedule=schedule, prediction=self.prediction, variance=self.variance)
 
 

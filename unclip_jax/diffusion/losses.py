@@ -72,16 +72,18 @@ def loss(
 
 
 def loss_weights(process: Process, weighting: Weighting) -> np.ndarray:
-    """w_t of eq. 4 for every row, float64 [T]."""
+    """w_t of eq. 4 for every row, float64 [T]. Where the SNR is 0, h weighs an error of eps that is always 0: there
+    w_t is 0 too, but for "none"."""
     snr = process.schedule.snr
-    from_eps = {"eps": np.ones_like(snr), "x0": snr, "v": snr / (snr + 1)}[process.prediction]
+    # c / SNR, which exists where the SNR is 0; a process of eps has no such row.
+    relative = np.ones_like(snr) if process.prediction == "x0" else 1 / (snr + (process.prediction == "v"))
     match weighting:
         case "none":
             return np.ones_like(snr)
         case "min_snr":
-            return np.minimum(snr, MIN_SNR_GAMMA) / snr * from_eps
+            return np.minimum(snr, MIN_SNR_GAMMA) * relative
         case "p2":
-            return from_eps / (1 + snr)
+            return snr / (1 + snr) * relative
         case _:
             raise ValueError(f"weighting must be one of none, min_snr, p2; got {weighting!r}")
 

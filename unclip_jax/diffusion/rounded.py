@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float64
 
-from unclip_jax.diffusion.schedule import Schedule, check_steps
+from unclip_jax.diffusion.schedule import Schedule, Spacing, check_steps
 
 SMALLEST_VARIANCE = np.float32(1e-20)
 
@@ -46,9 +46,11 @@ class RoundedSchedule(Schedule):
             training_beta=beta.astype(np.float64),
         )
 
-    def respace(self, num_steps: int) -> "RoundedSchedule":
-        """As `Schedule.respace`."""
+    def respace(self, num_steps: int, spacing: Spacing = "linspace") -> "RoundedSchedule":
+        """As `Schedule.respace`, with the one spacing that `UnCLIPScheduler` knows."""
         check_steps(num_steps)
+        if spacing != "linspace":
+            raise ValueError(f"UnCLIPScheduler's spacing is linspace; got {spacing!r}")
         rows = np.searchsorted(self.timesteps, super().respace(num_steps).timesteps)
         return RoundedSchedule(
             alpha_bar=self.alpha_bar[rows],

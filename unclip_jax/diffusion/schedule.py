@@ -10,18 +10,31 @@ With alpha_bar_prev the entry one row earlier (1 before the first row), a row of
 
 (DDPM, arXiv 2006.11239, eq. 6-7.) A respaced schedule keeps some rows of alpha_bar. Because (1) to (3) are
 functions of alpha_bar alone, they hold there unchanged, for strides of any size (improved DDPM,
-arXiv 2102.09672, eq. 19).
+arXiv 2102.09672, eq. 19). Of T rows, n steps keep
+
+(4)  linspace: round(linspace(0, T - 1, n)), both ends; a single step keeps the noisiest row
+(5)  leading:  0, k, 2 k, ... with k = T // n, from the data upwards, so that the noisiest rows are left out
+(6)  trailing: round(T), round(T - T / n), ..., each less 1, from the noise downwards (Lin et al., arXiv 2305.08891)
+(7)  karras:   sigma^(1/7) in equal steps from end to end, sigma = sqrt((1 - alpha_bar) / alpha_bar), so that alpha_bar
+     lies between rows; the timestep is where log sigma does, rounded (Karras et al., arXiv 2206.00364, eq. 5)
+
+A schedule may end in noise alone, alpha_bar = 0, once the signal of every row is moved and scaled (2305.08891, alg. 1):
+
+(8)  s' = (s - s_T) s_1 / (s_1 - s_T),  s = sqrt(alpha_bar)
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import numpy as np
 from jaxtyping import Float64, Int64
 
+Spacing = Literal["linspace", "leading", "trailing", "karras"]
 MAX_BETA = 0.999
+KARRAS_RHO = 7
 
 
 @jax.tree_util.register_static
@@ -33,7 +46,7 @@ class Schedule:
     it alike, and the tables stay float64 until a coefficient has been computed from them.
 
     Attributes:
-        alpha_bar: cumulative signal power, strictly decreasing, in (0, 1).
+        alpha_bar: cumulative signal power, strictly decreasing, in (0, 1); the last row may be 0.
         timesteps: the training step that each row stands for; this is what a network is conditioned on.
     """
 
@@ -46,8 +59,8 @@ class Schedule:
             table.flags.writeable = False
             object.__setattr__(self, field.name, table)
         previous = np.append(1.0, self.alpha_bar[:-1])
-        if not (len(self.alpha_bar) and (self.alpha_bar > 0).all() and (self.alpha_bar < previous).all()):
-            raise ValueError("alpha_bar must hold at least one row, be strictly decreasing and lie in (0, 1)")
+        if not (len(self.alpha_bar) and (self.alpha_bar >= 0).all() and (self.alpha_bar < previous).all()):
+            raise ValueError("alpha_bar must hold at least one row, be strictly decreasing and lie in [0, 1)")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self._content == other._content
@@ -93,18 +106,51 @@ class Schedule:
     def _from_beta(cls, beta: np.ndarray) -> "Schedule":
         return cls(alpha_bar=np.cumprod(1 - np.minimum(beta, MAX_BETA)), timesteps=np.arange(len(beta)))
 
-    def respace(self, num_steps: int) -> "Schedule":
-        """The `num_steps` rows round(linspace(0, T - 1, num_steps)); a single step keeps the noisiest row.
+    def zero_terminal_snr(self) -> "Schedule":
+        """Eq. 8: the first row as it is, the last without signal.
 
         Raises:
-            ValueError: unless 1 <= num_steps <= T.
+            ValueError: there is a single row.
+        """
+        if self.num_steps == 1:
+            raise ValueError("zero terminal SNR needs a schedule of at least 2 steps; got 1")
+        signal = np.sqrt(self.alpha_bar)
+        scale = signal[0] / (signal[0] - signal[-1])
+        return Schedule(alpha_bar=(scale * (signal - signal[-1])) ** 2, timesteps=self.timesteps)
+
+    def respace(self, num_steps: int, spacing: Spacing = "linspace") -> "Schedule":
+        """`num_steps` rows by eq. 4 to 7.
+
+        Raises:
+            ValueError: unless 1 <= num_steps <= T; for another spacing; for "karras" where alpha_bar reaches 0.
         """
         check_steps(num_steps)
         if num_steps > self.num_steps:
             raise ValueError(f"steps must be at most the schedule's {self.num_steps}; got {num_steps}")
-        first = 0 if num_steps > 1 else self.num_steps - 1
-        rows = np.round(np.linspace(first, self.num_steps - 1, num_steps)).astype(np.int64)
+        match spacing:
+            case "linspace":
+                first = 0 if num_steps > 1 else self.num_steps - 1
+                rows = np.round(np.linspace(first, self.num_steps - 1, num_steps))
+            case "leading":
+                rows = np.arange(num_steps) * (self.num_steps // num_steps)
+            case "trailing":
+                rows = np.round(self.num_steps - self.num_steps / num_steps * np.arange(num_steps))[::-1] - 1
+            case "karras":
+                return self._karras(num_steps)
+            case _:
+                raise ValueError(f"spacing must be one of {', '.join(get_args(Spacing))}; got {spacing!r}")
+        rows = rows.astype(np.int64)
         return Schedule(alpha_bar=self.alpha_bar[rows], timesteps=self.timesteps[rows])
+
+    def _karras(self, num_steps: int) -> "Schedule":
+        if self.alpha_bar[-1] == 0:
+            raise ValueError("karras spacing has no end where alpha_bar is 0; choose trailing")
+        sigma = np.sqrt(1 / self.snr)
+        # From the noise downwards, so that a single step keeps the noisiest row.
+        largest, smallest = sigma[[-1, 0]] ** (1 / KARRAS_RHO)
+        chosen = np.linspace(largest, smallest, num_steps)[::-1] ** KARRAS_RHO
+        timesteps = np.round(np.interp(np.log(chosen), np.log(sigma), self.timesteps))
+        return Schedule(alpha_bar=1 / (1 + chosen**2), timesteps=timesteps.astype(np.int64))
 
     @property
     def num_steps(self) -> int:

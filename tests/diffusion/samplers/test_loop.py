@@ -8,10 +8,10 @@ import pytest
 
 from tests.diffusion.linear_gaussian import COVARIANCE, MEAN, optimal_model
 from tests.helpers import assert_trees_equal, count_traces
-from unclip_jax.diffusion import DDIM, DDPM, Guidance, KeyNoise, ProcessSpec, TapeNoise, Threshold, sample
+from unclip_jax.diffusion import DDIM, DDPM, DPMSolver, Guidance, KeyNoise, ProcessSpec, TapeNoise, Threshold, sample
 
 NO_THRESHOLD = Threshold(kind="none")
-SAMPLERS = [DDPM(steps=6), DDIM(steps=6), DDIM(steps=6, eta=0.5)]
+SAMPLERS = [DDPM(steps=6), DDIM(steps=6), DDIM(steps=6, eta=0.5), DPMSolver(steps=6), DPMSolver(steps=6, kind="sde")]
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +69,7 @@ def test_an_example_does_not_depend_on_its_batch():
     assert abs(together[0] - together[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("sampler", [DDPM(steps=6), DDIM(steps=6, eta=0.5)])
+@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler.is_stochastic])
 def test_a_tape_replays_a_key_bit_for_bit(sampler, tmp_path):
     process, shape, cond = ProcessSpec(prediction="eps").build(), (4, 4, 4, 3), {"shift": 0.1}
     run = run_jitted(process, squash, sampler, shape)
@@ -88,6 +88,14 @@ def test_compiles_once_and_traces_the_model_once():
     first, second = run(key_noise(0), {"shift": 0.0}), run(key_noise(1), {"shift": 1.0})
     assert (first != second).any()
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(("sampler", "kept"), [(DDIM(steps=6), 1), (DDPM(steps=6), 1), (DPMSolver(steps=6), 2)])
+def test_only_multistep_samplers_keep_x_0(sampler, kept):
+    run = run_jitted(ProcessSpec().build(), squash, sampler, (4, 2, 2, 1))
+    (program,) = jax.make_jaxpr(run)(drawn_tape((4, 2, 2, 1), 6), {"shift": 0.0}).eqns
+    (scan,) = [eqn for eqn in program.params["jaxpr"].eqns if eqn.primitive.name == "scan"]
+    assert scan.params["num_carry"] == kept
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 25])

@@ -1,7 +1,21 @@
 """Samplers, one algorithm per file, and the loop that runs any of them."""
 
+from unclip_jax.diffusion.samplers.analytic import Analytic, X0Variance, squared_errors
 from unclip_jax.diffusion.samplers.ddim import DDIM
 from unclip_jax.diffusion.samplers.ddpm import DDPM
+from unclip_jax.diffusion.samplers.dpm_solver import DPMSolver
+from unclip_jax.diffusion.samplers.inversion import invert
 from unclip_jax.diffusion.samplers.loop import Sampler, Trajectory, sample
 
-__all__ = ["DDIM", "DDPM", "Sampler", "Trajectory", "sample"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "Analytic",
+    "DPMSolver",
+    "Sampler",
+    "Trajectory",
+    "X0Variance",
+    "invert",
+    "sample",
+    "squared_errors",
+]

@@ -38,6 +38,10 @@ class DDIM:
     def is_stochastic(self) -> bool:
         return self.eta > 0
 
+    @property
+    def is_multistep(self) -> bool:
+        return False
+
     def rows(self, process: Process) -> dict[str, Float[np.ndarray, " s"]]:
         alpha_bar, alpha_bar_prev = process.schedule.alpha_bar, process.schedule.alpha_bar_prev
         sigma = self.eta * np.sqrt(process.schedule.posterior_variance)
@@ -49,8 +53,9 @@ class DDIM:
         row: dict[str, Float[Array, ""]],
         x_t: Float[Array, " b *dims"],
         x_0: Float[Array, " b *dims"],
+        x_0_before: Float[Array, " b *dims"] | None,
         variance_channels: Float[Array, " b *dims"] | None,
         noise: Float[Array, " b *dims"],
     ) -> Float[Array, " b *dims"]:
-        del variance_channels
+        del x_0_before, variance_channels
         return row["x_0"] * x_0 + row["x_t"] * x_t + row["noise"] * noise

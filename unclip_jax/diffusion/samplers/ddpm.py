@@ -38,6 +38,10 @@ class DDPM:
     def is_stochastic(self) -> bool:
         return True
 
+    @property
+    def is_multistep(self) -> bool:
+        return False
+
     def rows(self, process: Process) -> dict[str, Float[np.ndarray, " s"]]:
         variance = process.variance if self.variance == "process" else self.variance
         low, high = process.log_variance_range(variance)
@@ -54,9 +58,11 @@ class DDPM:
         row: dict[str, Float[Array, ""]],
         x_t: Float[Array, " b *dims"],
         x_0: Float[Array, " b *dims"],
+        x_0_before: Float[Array, " b *dims"] | None,
         variance_channels: Float[Array, " b *dims"] | None,
         noise: Float[Array, " b *dims"],
     ) -> Float[Array, " b *dims"]:
+        del x_0_before
         low, high = row["log_variance_low"], row["log_variance_high"]
         sigma = row["adds_noise"] * jnp.exp(0.5 * interpolate_log_variance(variance_channels, low, high))
         return row["x_0"] * x_0 + row["x_t"] * x_t + sigma * noise

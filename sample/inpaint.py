@@ -1,0 +1,173 @@
+"""Draw a part of an image anew, or what lies around it.
+
+    python -m sample.inpaint photo.png --mask mask.png --prompt "a red circle" --bundle demo --out out/inpainted.png
+    python -m sample.inpaint photo.png --box 0.25,0.25,0.5,0.5 --prompt "a red circle"       (the middle)
+    python -m sample.inpaint photo.png --outpaint 64,0,64,0 --prompt "a red circle"          (64 px more left and right)
+
+The prompt says what the whole picture is to show. Outside the hole every pixel stays what it is, once the image is
+cropped to its central square and resized to what the bundle draws.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Bool
+from PIL import Image
+
+from sample.common import Decoder, Drawing, Prior, cuts_told, in_batches, last, stage_settings
+from sample.output import Output
+from unclip_jax import command_line, compilation_cache
+from unclip_jax.bundle import store
+from unclip_jax.cascade import choose_settings, stages_until
+from unclip_jax.data.transforms import fit, read_image, square_crop
+from unclip_jax.diffusion.samplers.repaint import Resampling
+from unclip_jax.editing.inpainting import BASE, inpaint, shrink_hole
+from unclip_jax.editing.outpainting import Margins, outpaint
+from unclip_jax.editing.points import tokenise
+from unclip_jax.errors import UserError, run_cli
+from unclip_jax.images import to_float
+from unclip_jax.models.unet import UNetSpec
+from unclip_jax.text_to_image import text_to_embedding
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Drawing):
+    """Draw a part of an image anew, or what lies around it."""
+
+    image: tyro.conf.Positional[Path]
+    """An image file of any size and kind; it is cropped to its central square."""
+    prompt: str
+    """What the whole picture is to show."""
+    mask: Path | None = None
+    """An image of the same size, white where to draw and black where not."""
+    box: str | None = None
+    """Where to draw, instead of a mask: left,top,width,height in pixels of the image, or in fractions of its size where
+    there is a decimal point, as in 0.25,0.25,0.5,0.5."""
+    outpaint: str | None = None
+    """Draw around the image instead: left,top,right,bottom, how many pixels of the size that the bundle draws."""
+    num_images: int = 1
+    """Pictures to draw, each another way to fill the hole."""
+    times: int = BASE.times
+    """How often each stretch of the decoder's steps is gone through, so that old and new come to fit; 1 is fastest."""
+    out: Path = Path("out/inpainted.png")
+    """A .png for all pictures in one grid, or a folder for one file each."""
+    prior: Prior = Prior()
+    decoder: Decoder = Decoder()
+
+    def inputs(self) -> list[Path]:
+        """As `Request.inputs`."""
+        return [self.image] if self.mask is None else [self.image, self.mask]
+
+    def check(self) -> None:
+        """As `Request.check`."""
+        super().check()
+        if [self.mask, self.box, self.outpaint].count(None) != 2:
+            raise UserError("give one of --mask, --box and --outpaint")
+        for name in ("num_images", "times"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def run(options: Options) -> None:
+    """Draws and saves."""
+    files = [f"{options.image.stem}_{number:02d}" for number in range(options.num_images)]
+    output = Output("sample.inpaint", options, files)
+    picture = read_image(options.image)
+    margins = None if options.outpaint is None else read_margins(options.outpaint)
+    marked = read_hole(options, picture) if margins is None else None
+    compilation_cache.enable()
+    bundle = store.load(options.bundle)
+    bundle.part("prior")
+    stages = stages_until(bundle, options.stop_at, "decoder")
+    settings = choose_settings(bundle, ["prior", *stages], stage_settings(bundle, options))
+    size = cast(UNetSpec, bundle.parts[stages[-1]].spec).image_size
+    captions = [options.prompt] * options.num_images
+    with cuts_told():
+        z_i = text_to_embedding(
+            bundle, captions, seed=options.seed, settings=settings["prior"], batch_size=options.batch_size
+        )
+    tokens, mask = tokenise(bundle, captions)
+    known = fit(picture, size)
+
+    def draw(rows: np.ndarray) -> np.ndarray:
+        images = jnp.repeat(jnp.asarray(to_float(known))[None], len(rows), axis=0)
+        told = jnp.asarray(z_i[rows]), tokens[rows], mask[rows], jax.random.key(options.seed)
+        how = {
+            "indices": jnp.asarray(rows),
+            "settings": settings,
+            "resampling": Resampling(jump=BASE.jump, times=options.times),
+            "stop_at": options.stop_at,
+        }
+        done = f"{rows[-1] + 1} of {options.num_images} images"
+        if margins is None:
+            hole = shrink_hole(jnp.asarray(marked)[None], size)
+            stages = inpaint(bundle, images, jnp.repeat(hole, len(rows), axis=0), *told, **how)
+            drawn = last((f"{done}: {each.part}", each.value) for each in stages)
+            return np.where(np.asarray(hole)[..., None], drawn, known)
+        canvases = enumerate(outpaint(bundle, images, margins, *told, **how), 1)
+        drawn = last((f"{done}: window {number}", canvas) for number, canvas in canvases)
+        drawn[:, margins.top : margins.top + size, margins.left : margins.left + size] = known
+        return drawn
+
+    images = in_batches(draw, options.num_images, options.batch_size, options.only)
+    about = {"prompt": options.prompt, "image": options.image.name}
+    ran = {name: settings[name] for name in ("prior", *stages)}
+    output.save(bundle, ran, images, about, [about] * options.num_images)
+
+
+def read_hole(options: Options, picture: Image.Image) -> Bool[np.ndarray, "side side"]:
+    """Where to draw, in the central square of the image; UserError where that is nowhere."""
+    if options.mask is not None:
+        mask = read_image(options.mask)
+        if mask.size != picture.size:
+            sizes = [f"{image.width} x {image.height} px" for image in (mask, picture)]
+            raise UserError(f"{options.mask} is {sizes[0]} and {options.image} {sizes[1]}; give a mask of that size")
+        mask = mask.convert("L")
+    else:
+        left, top, width, height = read_box(options.box or "", picture.size)
+        mask = Image.new("L", picture.size)
+        mask.paste(255, (left, top, left + width, top + height))
+    hole = np.asarray(square_crop(mask)) >= 128
+    if not hole.any():
+        how = "white" if options.mask is not None else "the box"
+        raise UserError(f"nothing of the image's central square is to be drawn; mark some of it ({how})")
+    return hole
+
+
+def read_box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """left,top,width,height in pixels of an image of `size`; with a decimal point, text says fractions of it."""
+    try:
+        left, top, width, height = (float(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(f"cannot read --box {text}; write four numbers, left,top,width,height") from None
+    edges = np.array([left, left + width, top, top + height]) * (np.repeat(size, 2) if "." in text else 1)
+    if not (np.isfinite(edges).all() and width > 0 and height > 0):
+        raise UserError(f"--box {text} has no inside; write left,top,width,height, the last two above 0")
+    x, x_end, y, y_end = (int(round(edge)) for edge in edges)
+    if min(x, y) < 0 or x_end > size[0] or y_end > size[1]:
+        raise UserError(f"--box {text} reaches beyond the image, which is {size[0]} x {size[1]} px")
+    return x, y, max(x_end - x, 1), max(y_end - y, 1)
+
+
+def read_margins(text: str) -> Margins:
+    """left,top,right,bottom in pixels."""
+    try:
+        left, top, right, bottom = (int(word) for word in text.split(","))
+        return Margins(left=left, top=top, right=right, bottom=bottom)
+    except ValueError:
+        ask = "write left,top,right,bottom in pixels, none below 0 and one above"
+        raise UserError(f"cannot read --outpaint {text}; {ask}") from None
+
+
+def main() -> None:
+    """Reads the options and runs."""
+    run(command_line.parse(Options, prog="python -m sample.inpaint", description=__doc__))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from sample import inpaint
+from tests.sample.helpers import assert_drawn_again, assert_one_line, call, pixels, tiles
+from unclip_jax.data.transforms import fit, read_image
+from unclip_jax.images import read_text
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder):
+    def run(*words):
+        # What is given twice counts as it is given last.
+        steps = ["--times", 1, "--decoder.steps", 2, "--upsamplers.steps", 2, "--prior.steps", 2]
+        shared = ["--bundle", tiny_folder, "--batch-size", 2, "--prompt", "a red circle", "--stop-at", 8]
+        return call(inpaint, *shared, *steps, *words)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    """An oblong of soft colours, whose central square is 32 px wide and begins 4 px from the left."""
+    folder = tmp_path_factory.mktemp("photo")
+    soft = np.random.default_rng(1).integers(0, 256, (4, 5, 3), np.uint8)
+    Image.fromarray(soft).resize((40, 32), Image.Resampling.BICUBIC).save(folder / "photo.png")
+    return folder / "photo.png"
+
+
+def mask_of(photo, box):
+    """A mask of the image's size that is white in left, top, right, bottom."""
+    mask = Image.new("RGB", read_image(photo).size)
+    mask.paste("white", box)
+    mask.save(photo.with_name("mask.png"))
+    return photo.with_name("mask.png")
+
+
+def test_outside_the_mask_all_stays_to_the_bit(run, photo, tmp_path):
+    # Of the square's 32 px, 8 to 20 across and 4 to 18 down: 4 to 10 and 2 to 9 at 16 px.
+    mask = mask_of(photo, (12, 4, 24, 18))
+    words = [photo, "--mask", mask, "--num-images", 2, "--stop-at", 16]
+    assert run(*words, "--out", tmp_path / "x.png").status == 0
+    drawn = tiles(pixels(tmp_path / "x.png"), 16)[0]
+    known, hole = fit(read_image(photo), 16), np.zeros((16, 16), bool)
+    hole[2:9, 4:10] = True
+    for image in drawn:
+        np.testing.assert_array_equal(image[~hole], known[~hole])
+        assert np.abs(image[hole].astype(int) - known[hole]).mean() > 5
+    assert (drawn[0] != drawn[1]).any()
+    text = read_text(tmp_path / "x.png")
+    assert text["prompt"] == "a red circle" and text["image"] == "photo.png" and '"prior": {' in text["settings"]
+    assert_drawn_again(tmp_path / "x.png")
+    mask_of(photo, (12, 4, 24, 20))
+    assert run(*words, "--out", tmp_path / "x.png", "--overwrite").status == 0
+    assert (tiles(pixels(tmp_path / "x.png"), 16)[0, 0][9, 4:10] != drawn[0][9, 4:10]).any()
+
+
+def test_a_box_in_pixels_and_in_fractions(run, photo, tmp_path):
+    same = ["--num-images", 2, "--out"]
+    assert run(photo, "--box", "12,8,16,8", *same, tmp_path / "a").status == 0
+    assert run(photo, "--box", "0.3,0.25,0.4,0.25", *same, tmp_path / "b").status == 0
+    names = ["photo_00.png", "photo_01.png"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    for name in names:
+        np.testing.assert_array_equal(pixels(tmp_path / "a" / name), pixels(tmp_path / "b" / name))
+    assert_drawn_again(tmp_path / "a" / names[1])
+    known, hole = fit(read_image(photo), 8), np.zeros((8, 8), bool)
+    hole[2:4, 2:6] = True
+    np.testing.assert_array_equal(pixels(tmp_path / "a" / names[0])[~hole], known[~hole])
+
+
+def test_around_the_image(run, photo, tmp_path):
+    out = tmp_path / "x.png"
+    result = run(photo, "--outpaint", "5,0,2,3", "--num-images", 2, "--out", out)
+    assert result.status == 0, result.err
+    # Beside the image one window to the right and two to the left; below it a band of three.
+    assert "2 of 2 images: window 6\n" in result.err and "window 7" not in result.err
+    canvas = pixels(out)
+    assert canvas.shape == (11, 15 + 2 + 15, 3)
+    known = fit(read_image(photo), 8)
+    for left in (5, 22):
+        np.testing.assert_array_equal(canvas[:8, left : left + 8], known)
+    assert (canvas[8:, :15] != canvas[8:, 17:]).any() and canvas[:, :5].std() > 5
+    assert_drawn_again(out)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "give one of --mask, --box and --outpaint"),
+        (["--box", "0,0,2,2", "--outpaint", "1,1,1,1"], "give one of --mask, --box and --outpaint"),
+        (["--mask", "SMALL"], "small.png is 32 x 32 px and PHOTO 40 x 32 px; give a mask of that size"),
+        (["--mask", "BLACK"], "nothing of the image's central square is to be drawn; mark some of it (white)"),
+        (["--mask", "absent.png"], "absent.png: cannot be read"),
+        (["--box", "0,0,3,32"], "nothing of the image's central square is to be drawn; mark some of it (the box)"),
+        (["--box", "0,0,3"], "cannot read --box 0,0,3; write four numbers, left,top,width,height"),
+        (["--box", "0,0,0,3"], "--box 0,0,0,3 has no inside; write left,top,width,height, the last two above 0"),
+        (["--box", "30,0,20,3"], "--box 30,0,20,3 reaches beyond the image, which is 40 x 32 px"),
+        (["--box", "0.5,0.5,0.6,0.1"], "--box 0.5,0.5,0.6,0.1 reaches beyond the image"),
+        (["--box", "nan,0,1.,1"], "--box nan,0,1.,1 has no inside"),
+        (["--outpaint", "1,2,3"], "cannot read --outpaint 1,2,3; write left,top,right,bottom in pixels"),
+        (["--outpaint", "0,0,0,0"], "cannot read --outpaint 0,0,0,0; write left,top,right,bottom in pixels"),
+        (["--box", "0,0,9,9", "--prompt", " "], "the prompt is empty; say what to draw"),
+        (["--box", "0,0,9,9", "--num-images", "0"], "num_images is 0; it must be at least 1"),
+        (["--box", "0,0,9,9", "--times", "0"], "times is 0; it must be at least 1"),
+        (["--box", "0,0,9,9", "--decoder.sampler", "dpm++"], "decoder: sampler is dpm++, which cannot inpaint; set it"),
+        (["--box", "0,0,9,9", "--out", "x.jpg"], "x.jpg is no PNG"),
+    ],
+)
+def test_mistakes(run, photo, monkeypatch, tmp_path, words, line):
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "small.png")
+    Image.new("RGB", (40, 32)).save(tmp_path / "black.png")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    names = {"SMALL": tmp_path / "small.png", "BLACK": tmp_path / "black.png"}
+    assert_one_line(run(photo, *(names.get(word, word) for word in words)), line.replace("PHOTO", str(photo)))
+    assert list((tmp_path / "here").iterdir()) == []

@@ -1,0 +1,43 @@
+"""What CLIP keeps of an image, from coarse to fine (2204.06125, section 4).
+
+(1) z_i(k) = mean + sum_{j <= k} <z_i - mean, c_j> c_j,   c_1, c_2, ... the principal components of z_i
+
+decoded from one x_T for all k: the first components hold what the picture is of, the later ones its details.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from unclip_jax.bundle.basis import Basis
+from unclip_jax.errors import UserError
+
+
+def fit_basis(z_i: Float[np.ndarray, "n d"], num_components: int | None = None) -> Basis:
+    """Equation (1)'s basis, in float64; all min(n - 1, d) components by default.
+
+    Raises UserError for fewer than two embeddings, or fewer than components that are asked for.
+    """
+    n, d = z_i.shape
+    most = min(n - 1, d)
+    if most < 1 or (num_components is not None and not 1 <= num_components <= most):
+        raise UserError(f"{n} embeddings of {d} numbers have {max(most, 0)} components; give more images, or ask less")
+    z = z_i.astype(np.float64)
+    mean = z.mean(axis=0)
+    _, singular, components = np.linalg.svd(z - mean, full_matrices=False)
+    keep = num_components or most
+    return Basis(
+        mean=jnp.asarray(mean, jnp.float32),
+        components=jnp.asarray(components[:keep], jnp.float32),
+        variance=jnp.asarray(np.square(singular[:keep]) / (n - 1), jnp.float32),
+    )
+
+
+def project(z_i: Float[Array, "b d"], basis: Basis, k: int) -> Float[Array, "b d"]:
+    """Equation (1), with the length that z_i has: a decoder has seen no other."""
+    if not 0 <= k <= len(basis.components):
+        raise UserError(f"the basis has {len(basis.components)} components; ask for 0 to that many, not {k}")
+    some = basis.components[:k]
+    kept = basis.mean + jnp.matmul(jnp.matmul(z_i - basis.mean, some.T, precision="highest"), some, precision="highest")
+    length = jnp.linalg.norm(z_i, axis=1, keepdims=True)
+    return kept * length / jnp.maximum(jnp.linalg.norm(kept, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
