@@ -35,9 +35,9 @@ class Prior:
     steps: int | None = None
     """Network evaluations; more is slower and better."""
     sampler: SamplerName | None = None
-    """How noise is taken away; dpm++ does with the fewest steps."""
+    """How noise is taken away."""
     spacing: Spacing | None = None
-    """Which training steps are visited."""
+    """Which training steps are visited: evenly from end to end (linspace), or otherwise."""
     guidance_scale: float | None = None
     """How hard the caption pulls; 1 is no guidance."""
     guidance_interval: tuple[int, int] | None = None
@@ -53,9 +53,9 @@ class Decoder:
     steps: int | None = None
     """Network evaluations; more is slower and better."""
     sampler: SamplerName | None = None
-    """How noise is taken away; dpm++ does with the fewest steps."""
+    """How noise is taken away."""
     spacing: Spacing | None = None
-    """Which training steps are visited."""
+    """Which training steps are visited: evenly from end to end (linspace), or otherwise."""
     guidance_scale: float | None = None
     """How hard embedding and caption pull; 1 is no guidance."""
     guidance_interval: tuple[int, int] | None = None
@@ -71,9 +71,9 @@ class Upsamplers:
     steps: int | None = None
     """Network evaluations of each."""
     sampler: SamplerName | None = None
-    """How noise is taken away; dpm++ does with the fewest steps."""
+    """How noise is taken away."""
     spacing: Spacing | None = None
-    """Which training steps are visited."""
+    """Which training steps are visited: evenly from end to end (linspace), or otherwise."""
     eta: float | None = None
     """Noise of DDIM, from 0 (none) to 1."""
 
