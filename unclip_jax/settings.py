@@ -66,7 +66,7 @@ class StageSettings:
         if self.parity and (self.sampler != "ddpm" or process.schedule != "cosine" or process.zero_terminal_snr):
             raise UserError(f"{name}: parity is with a ddpm sampler on a cosine schedule; set sampler to ddpm")
         if self.parity and self.spacing != "linspace":
-            raise UserError(f"{name}: parity is with linspace spacing; got {self.spacing}")
+            raise UserError(f"{name}: parity is with linspace spacing; set spacing to it, not to {self.spacing}")
         if not 1 <= self.num_candidates <= 64:
             raise UserError(f"{name}: num_candidates is {self.num_candidates}; choose 1 to 64")
 

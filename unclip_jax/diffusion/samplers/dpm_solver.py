@@ -12,7 +12,8 @@ which has none before it, and the last one, whose h is infinite, are of first or
 
 The bound on w is ours. Evenly spaced rows are far apart in lambda at the data: the step into the lowest one may be five
 times as long as the one before, and to extrapolate so far from there is worse than first order. diffusers' solver
-leaves that row out and extrapolates over any step; where no step is twice as long as the one before, the two are one.
+leaves that row out and extrapolates over any step; where no step is over twice as long as the one before, the two are
+one.
 """
 
 import dataclasses
