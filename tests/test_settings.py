@@ -34,20 +34,10 @@ def test_analytic_without_statistics():
         StageSettings(sampler="analytic").algorithm()
 
 
-@pytest.mark.parametrize(
-    ("sampler", "spacing", "expected"),
-    [
-        ("ddim", None, [0, 33, 66, 99]),
-        ("analytic", None, [0, 33, 66, 99]),
-        ("ddim", "leading", [0, 25, 50, 75]),
-        ("dpm++", None, [24, 49, 74, 99]),
-        ("sde_dpm++", None, [24, 49, 74, 99]),
-        ("dpm++", "linspace", [0, 33, 66, 99]),
-    ],
-)
-def test_spacings(sampler, spacing, expected):
-    process = StageSettings(sampler=sampler, spacing=spacing, steps=4).build(ProcessSpec(num_steps=100))
-    np.testing.assert_array_equal(process.schedule.timesteps, expected)
+def test_spacings():
+    for settings, expected in (({}, [0, 33, 66, 99]), ({"spacing": "trailing"}, [24, 49, 74, 99])):
+        process = StageSettings(steps=4, **settings).build(ProcessSpec(num_steps=100))
+        np.testing.assert_array_equal(process.schedule.timesteps, expected)
 
 
 def test_parity_keeps_its_tables_when_respaced():
@@ -103,7 +93,7 @@ def test_json_of_before_has_fewer_fields():
         ({"spacing": "karras"}, to_json(ZERO_SNR), "karras spacing has no end where the SNR is 0; set spacing to"),
         ({"parity": True}, {}, "parity is with a ddpm sampler on a cosine schedule"),
         ({"parity": True, "sampler": "ddpm"}, to_json(ZERO_SNR), "parity is with a ddpm sampler on a cosine schedule"),
-        ({"parity": True, "sampler": "ddpm", "spacing": "leading"}, {}, "parity is with linspace spacing; got leading"),
+        ({"parity": True, "sampler": "ddpm", "spacing": "leading"}, {}, "parity is with linspace spacing; set spacing to it"),
     ],
 )
 def test_what_does_not_go_together(settings, process, line):
@@ -115,7 +105,7 @@ def test_bounds_themselves_are_allowed():
     for settings in (
         StageSettings(guidance_interval=(0, 99), spacing="leading"),
         StageSettings(guidance_interval=(50, 50), sampler="dpm++", spacing="karras"),
-        StageSettings(sampler="ddpm", parity=True, spacing="linspace"),
+        StageSettings(sampler="ddpm", parity=True),
     ):
         settings.check("x", ProcessSpec(num_steps=100))
     StageSettings(spacing="trailing").check("x", ZERO_SNR)

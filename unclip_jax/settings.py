@@ -23,9 +23,8 @@ class StageSettings:
     the bundle's statistics; DPM-Solver++ (dpm++) and its stochastic form (sde_dpm++), for few steps."""
     steps: int = 50
     """Network evaluations."""
-    spacing: Spacing | None = None
-    """Which training steps they fall on (`Schedule.respace`): trailing for dpm++ and sde_dpm++, and linspace for the
-    others, where it is not given."""
+    spacing: Spacing = "linspace"
+    """Which training steps they fall on, or in between (karras): see `Schedule.respace`."""
     eta: float = 0.0
     """DDIM's noise: 0 is deterministic, 1 as noisy as DDPM."""
     guidance_scale: float = 1.0
@@ -66,8 +65,8 @@ class StageSettings:
             raise UserError(f"{name}: limit is {self.limit}; it must be above 0")
         if self.parity and (self.sampler != "ddpm" or process.schedule != "cosine" or process.zero_terminal_snr):
             raise UserError(f"{name}: parity is with a ddpm sampler on a cosine schedule; set sampler to ddpm")
-        if self.parity and self.spacing not in (None, "linspace"):
-            raise UserError(f"{name}: parity is with linspace spacing; got {self.spacing}")
+        if self.parity and self.spacing != "linspace":
+            raise UserError(f"{name}: parity is with linspace spacing; set spacing to it, not to {self.spacing}")
         if not 1 <= self.num_candidates <= 64:
             raise UserError(f"{name}: num_candidates is {self.num_candidates}; choose 1 to 64")
 
@@ -101,8 +100,7 @@ class StageSettings:
         built = process.build()
         if self.parity:
             built = dataclasses.replace(built, schedule=RoundedSchedule.of(built.schedule))
-        own = "trailing" if self.sampler in ("dpm++", "sde_dpm++") else "linspace"
-        return built.respace(self.steps, self.spacing or own)
+        return built.respace(self.steps, self.spacing)
 
     def clip(self, limit: float | None) -> Threshold:
         """The threshold, with `limit` where these settings name none; None for no bound at all."""

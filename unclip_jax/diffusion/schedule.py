@@ -134,7 +134,8 @@ class Schedule:
             case "leading":
                 rows = np.arange(num_steps) * (self.num_steps // num_steps)
             case "trailing":
-                rows = np.round(self.num_steps - self.num_steps / num_steps * np.arange(num_steps))[::-1] - 1
+                # By arange, as in diffusers, so that halves round as there; it may hold one too many, by rounding.
+                rows = np.round(np.arange(self.num_steps, 0, -self.num_steps / num_steps)[:num_steps])[::-1] - 1
             case "karras":
                 return self._karras(num_steps)
             case _:

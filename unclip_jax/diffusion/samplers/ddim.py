@@ -45,7 +45,8 @@ class DDIM:
     def rows(self, process: Process) -> dict[str, Float[np.ndarray, " s"]]:
         alpha_bar, alpha_bar_prev = process.schedule.alpha_bar, process.schedule.alpha_bar_prev
         sigma = self.eta * np.sqrt(process.schedule.posterior_variance)
-        x_t = np.sqrt((1 - alpha_bar_prev - sigma**2) / (1 - alpha_bar))
+        # With eta = 1 nothing is left for eps where alpha_bar is 0, or less by rounding.
+        x_t = np.sqrt(np.maximum(1 - alpha_bar_prev - sigma**2, 0) / (1 - alpha_bar))
         return {"x_0": np.sqrt(alpha_bar_prev) - x_t * np.sqrt(alpha_bar), "x_t": x_t, "noise": sigma}
 
     def update(

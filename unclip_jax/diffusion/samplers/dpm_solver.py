@@ -1,7 +1,7 @@
 """DPM-Solver++ of second order, multistep (Lu et al., arXiv 2211.01095, algorithm 2), and its stochastic form.
 
 (1)  lambda = log sqrt(alpha_bar / (1 - alpha_bar)),  h = lambda_prev - lambda,  h_before the h of the step before
-(2)  D = x_0 + h / (2 h_before) (x_0 - x_0_before)
+(2)  D = x_0 + w (x_0 - x_0_before),  w = h / (2 h_before), or 1/2 if that is above 1
 (3)  ode: x_prev = sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) x_t + sqrt(alpha_bar_prev) (1 - e^-h) D
 (4)  sde: x_prev = sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) e^-h x_t + sqrt(alpha_bar_prev) (1 - e^-2h) D
                    + sqrt((1 - alpha_bar_prev) (1 - e^-2h)) noise
@@ -9,6 +9,11 @@
 With D = x_0 eq. 3 is `DDIM` with eta = 0 and eq. 4 with eta = 1, so the coefficients are taken from there, where they
 need no lambda: it is infinite at the data, and at the other end where the schedule ends in noise alone. The first step,
 which has none before it, and the last one, whose h is infinite, are of first order. A learned variance is ignored.
+
+The bound on w is ours. Evenly spaced rows are far apart in lambda at the data: the step into the lowest one may be five
+times as long as the one before, and to extrapolate so far from there is worse than first order. diffusers' solver
+leaves that row out and extrapolates over any step; where no step is over twice as long as the one before, the two are
+one.
 """
 
 import dataclasses
@@ -27,9 +32,7 @@ class DPMSolver:
     """Eq. 2 with eq. 3 or 4.
 
     Attributes:
-        steps: network evaluations, at most the process's number of steps. Where they are few, respace the process with
-            "trailing": the last steps of "linspace" are so long in lambda that eq. 2 extrapolates too far, and with 10
-            of them `DDIM` comes as near.
+        steps: network evaluations, at most the process's number of steps.
         kind: "ode" is a deterministic map of x_T; "sde" draws noise, as much as `DDPM` with the small variance.
     """
 
@@ -57,6 +60,7 @@ class DPMSolver:
         # Row k has h_before[k - 1] for h. From noise alone h_before is infinite, and its step of first order too.
         extrapolation = np.zeros(self.steps)
         extrapolation[1:-1] = h_before[:-1] / (2 * h_before[1:])
+        extrapolation[extrapolation > 1] = 0.5
         return rows | {"x_0": (1 + extrapolation) * rows["x_0"], "x_0_before": -extrapolation * rows["x_0"]}
 
     def update(
