@@ -142,7 +142,7 @@ def _parse_scalar(annotation: Any, value: Any, path: str) -> Any:
         return value
     if annotation is Path:
         _expect(isinstance(value, str), "a path", value, path)
-        return Path(value)
+        return Path(str(value))
     raise TypeError(f"{path}: fields of type {annotation} have no JSON form")
 
 
