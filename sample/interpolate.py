@@ -14,18 +14,22 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, UInt8
 
 from sample.animation import SUFFIXES, check_writable, save_animation
 from sample.common import FromImages, Prior, cuts_told, overlay
 from sample.output import Output
-from sample.points import Points, decode_points, points_of, settings_for, source_names
+from sample.points import Points, base_size, decode_points, points_of, settings_for, source_names
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.editing.interpolation import along, stops
+from unclip_jax.editing.interpolation import along, even, stops
 from unclip_jax.errors import UserError, run_cli
 from unclip_jax.settings import StageSettings
 from unclip_jax.text_to_image import text_to_embedding
+
+SURVEY = 4
+"""Small images drawn for each frame to find an even pace."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,9 @@ class Options(FromImages):
     x_t: Literal["slerp", "fixed"] | None = None
     """The noise that the decoder starts from: on the way from each image's own to the next's (slerp), so that the
     images themselves are on the way; or one noise for all frames (fixed). Prompts have none of their own: fixed."""
+    pace: Literal["even", "theta"] = "even"
+    """Frames between which pixels change alike, for which the way is drawn small and finely first (even); or evenly
+    spaced along the great circle (theta)."""
     frames_per_second: float = 8.0
     """Of a .gif or an .mp4."""
     prior: Prior = Prior()
@@ -79,11 +86,18 @@ def run(options: Options) -> None:
     else:
         points, settings = points_of(bundle, options, inverted=options.x_t != "fixed")
     way = jax.jit(along)
-    z_i = np.asarray(way(jnp.asarray(points.z_i), places))
-    x_T = None if points.x_T is None else np.asarray(way(jnp.asarray(points.x_T), places))
-    # All frames have the noise of one image, that of the upsamplers too.
-    one = np.zeros(len(places), np.int32)
-    images = decode_points(bundle, options, settings, z_i, x_T=x_T, indices=one)
+
+    def draw(places: Array, options: Options) -> UInt8[np.ndarray, "n h w 3"]:
+        z_i = np.asarray(way(jnp.asarray(points.z_i), places))
+        x_T = None if points.x_T is None else np.asarray(way(jnp.asarray(points.x_T), places))
+        # All frames have the noise of one image, that of the upsamplers too.
+        return decode_points(bundle, options, settings, z_i, x_T=x_T, indices=np.zeros(len(places), np.int32))
+
+    if options.pace == "even":
+        survey = stops(len(names), SURVEY * options.frames)
+        small = draw(survey, dataclasses.replace(options, stop_at=base_size(bundle), only=None))
+        places = even(np.asarray(survey), small, options.frames)
+    images = draw(places, options)
     if options.out.suffix.lower() in SUFFIXES:
         save_animation(options.out, images, options.frames_per_second)
         print(options.out)

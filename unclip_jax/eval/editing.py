@@ -32,7 +32,7 @@ from unclip_jax.cascade import decode, stages_until
 from unclip_jax.data import draw, shapes
 from unclip_jax.data.transforms import fit
 from unclip_jax.editing.inpainting import inpaint
-from unclip_jax.editing.interpolation import along, stops
+from unclip_jax.editing.interpolation import along, even, stops
 from unclip_jax.editing.inversion import faithful, invert
 from unclip_jax.editing.points import embed_images, tokenise
 from unclip_jax.editing.text_diff import text_diff
@@ -47,6 +47,8 @@ from unclip_jax.text_to_image import text_to_embedding
 RENDER = 128
 NEAR = 0.1
 """How far an object may have moved, in sides of the image, and stand in its place still."""
+SURVEY = 4
+"""Small images for each frame of an interpolation, from which its pace is found."""
 OPERATIONS = ("inversion", "variations", "text_diff", "interpolation", "inpainting")
 
 
@@ -62,9 +64,9 @@ class Options:
     """Operations to measure."""
     thetas: tuple[float, ...] = (0.25, 0.35, 0.5)
     """Of the text diffs."""
-    captioned: bool = False
+    captioned: bool = True
     """Tell the decoder the new caption when it draws a text diff."""
-    guidance_scale: float = 1.0
+    guidance_scale: float = 1.5
     """Of the decoder in text diffs; inversion is not guided."""
     eta: float = 0.6
     """Strength of the variations."""
@@ -236,12 +238,19 @@ def text_diffs(subject: Subject) -> tuple[str, list[np.ndarray]]:
 
 
 def interpolation(subject: Subject) -> tuple[str, list[np.ndarray]]:
-    """From each picture to the next; the ends at the strength of inversion alone."""
-    places = stops(2, subject.options.frames)
-    count = max(2, len(subject.z_i) // subject.options.frames)
+    """From each picture to the next, with both x_T, at an even pace."""
+    frames, size = subject.options.frames, subject.base.shape[1]
+    count = max(2, len(subject.z_i) // frames)
     ends, ratios, strips = [], [], []
+
+    def draw(i: int, places: Float[Array, " n"], stop_at: int | None) -> UInt8[np.ndarray, "n h w 3"]:
+        z_i, x_T = (along(points[i : i + 2], places) for points in (subject.z_i, subject.x_T))
+        return subject.draw(z_i, x_T, stop_at=stop_at)
+
     for i in range(count - 1):
-        images = subject.draw(along(subject.z_i[i : i + 2], places), along(subject.x_T[i : i + 2], places))
+        survey = stops(2, SURVEY * frames)
+        places = even(np.asarray(survey), draw(i, survey, size), frames)
+        images = draw(i, places, None)
         found = one_object(images[[0, -1]])
         for now, each in zip(found, subject.objects[i : i + 2], strict=True):
             ends.append(alike([now], [each], "colour", "shape") == 100)
