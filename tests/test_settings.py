@@ -93,7 +93,7 @@ def test_json_of_before_has_fewer_fields():
         ({"spacing": "karras"}, to_json(ZERO_SNR), "karras spacing has no end where the SNR is 0; set spacing to"),
         ({"parity": True}, {}, "parity is with a ddpm sampler on a cosine schedule"),
         ({"parity": True, "sampler": "ddpm"}, to_json(ZERO_SNR), "parity is with a ddpm sampler on a cosine schedule"),
-        ({"parity": True, "sampler": "ddpm", "spacing": "leading"}, {}, "parity is with linspace spacing; set spacing to it"),
+        ({"parity": True, "sampler": "ddpm", "spacing": "leading"}, {}, "parity is with linspace spacing; set spacing"),
     ],
 )
 def test_what_does_not_go_together(settings, process, line):
