@@ -3,8 +3,6 @@ python -m unclip_jax.bundle pack OUT ...       makes one from the checkpoints of
 """
 
 import dataclasses
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +13,10 @@ from unclip_jax import command_line
 from unclip_jax.bundle.check import check_fit
 from unclip_jax.bundle.pack import assemble
 from unclip_jax.bundle.parts import Bundle, Part, flatten
+from unclip_jax.bundle.sampling import changed
 from unclip_jax.bundle.store import StoredDtype, find, load, save, verify_files
-from unclip_jax.config import from_json, suggest, to_json
-from unclip_jax.errors import UserError, run_cli
+from unclip_jax.config import to_json
+from unclip_jax.errors import run_cli
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.settings import StageSettings
@@ -101,27 +100,10 @@ def pack(command: Pack) -> None:
         license=command.license,
         description=command.description,
     )
-    bundle = dataclasses.replace(bundle, sampling=_changed(bundle.sampling, command.sampling))
+    bundle = dataclasses.replace(bundle, sampling=changed(bundle.sampling, command.sampling))
     check_fit(bundle)
     bundle_hash = save(bundle, command.out, dtype=command.dtype, overwrite=command.overwrite)
     print(f"wrote {command.out} ({', '.join(bundle.parts)}), hash {bundle_hash}")
-
-
-def _changed(sampling: dict[str, StageSettings], assignments: Sequence[str]) -> dict[str, StageSettings]:
-    """`sampling` with assignments of the form part.field=value on top."""
-    settings = {name: to_json(how) for name, how in sampling.items()}
-    for assignment in assignments:
-        target, equals, text = assignment.partition("=")
-        part, dot, field = target.partition(".")
-        if not (equals and dot):
-            raise UserError(f"cannot read --sampling {assignment}; write it as decoder.guidance_scale=2")
-        if part not in settings:
-            raise UserError(f"--sampling {assignment}: no {part} is sampled; {suggest(part, list(settings))}")
-        try:
-            settings[part][field] = json.loads(text)
-        except ValueError:
-            settings[part][field] = text
-    return {name: from_json(StageSettings, how, f"--sampling {name}") for name, how in settings.items()}
 
 
 def _told(settings: StageSettings) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
+from unclip_jax.bundle.sampling import changed
 from unclip_jax.data import draw, shapes
 from unclip_jax.errors import UserError, run_cli
 from unclip_jax.eval.shapes_checker import Verdict, check
@@ -44,6 +45,8 @@ class Options:
     """Of the images; the prompts are always the first of the test splits."""
     stop_at: int | None = None
     """Judge the images of this many pixels instead of the last ones."""
+    sampling: tuple[str, ...] = ()
+    """Sampling settings that replace the bundle's, as in decoder.sampler=dpm++ decoder.steps=12."""
     batch_size: int = 32
     """Images drawn at once."""
     out: Path | None = None
@@ -106,10 +109,12 @@ def main() -> None:
     if options.true_renders:
         images = np.stack([draw.render(case.scene, 128) for case in members])
     else:
+        bundle = store.load(options.bundle)
         images = text_to_image(
-            store.load(options.bundle),
+            bundle,
             [case.caption for case in members],
             seed=options.seed,
+            settings=changed(bundle.sampling, options.sampling),
             stop_at=options.stop_at,
             batch_size=options.batch_size,
             progress=lambda p: print(f"{p.done} of {p.total}: {p.part} in {p.seconds:.1f} s", file=sys.stderr),
