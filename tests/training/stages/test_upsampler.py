@@ -30,7 +30,7 @@ def test_training_and_sampling_enlarge_alike(monkeypatch):
     x_low = low_res.from_high(to_float(example("upsampler").batch["image_crop"]), keys())
     seen = []
 
-    def sample(process, model_fn, cond, sampler, noise, *, shape, threshold):
+    def sample(process, model_fn, cond, sampler, noise, *, shape, x_T, threshold):
         seen.append(cond.low_res)
         return jnp.zeros(shape)
 
