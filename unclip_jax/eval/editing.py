@@ -6,10 +6,10 @@
     variations      how often colour and shape are kept, and how far the pixels move (root mean square, of 0 to 1)
     text diff       for every theta: how often the new colour (or shape) is there, and the old shape (or colour), place
     interpolation   how often the ends show what the two pictures do, and the largest step over the mean step
-    inpainting      how often the asked object stands in the hole, and the gradient across the border over elsewhere
+    inpainting      how often the asked object stands in the hole, and the gradient across the border over beside it
 
-Pictures are the renderer's own, of captions that no training saw the wording of; every operation runs the whole
-cascade unless `--stop-at` says otherwise.
+Pictures are the renderer's own: test scenes with one object, of a colour and shape seen together in training. All but
+inversion runs the whole cascade unless `--stop-at` says otherwise; ways go between the first images / frames pictures.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from unclip_jax.data import draw, shapes
 from unclip_jax.data.transforms import fit
 from unclip_jax.editing.inpainting import inpaint
 from unclip_jax.editing.interpolation import along, even, stops
-from unclip_jax.editing.inversion import faithful, invert
+from unclip_jax.editing.inversion import faithful, invert, psnr
 from unclip_jax.editing.points import embed_images, tokenise
 from unclip_jax.editing.text_diff import text_diff
 from unclip_jax.errors import UserError, run_cli
@@ -192,8 +192,8 @@ def inversion(subject: Subject) -> tuple[str, list[np.ndarray]]:
     size = subject.base.shape[1]
     back = subject.draw(subject.z_i, subject.x_T, stop_at=size)
     before = to_uint8(subject.base)
-    psnr = -20 * np.log10(np.maximum(moved(back, before), 1e-6))
-    return f"PSNR median {np.median(psnr):.1f} dB, least {psnr.min():.1f}", [before, back]
+    found = psnr(back, before)
+    return f"PSNR median {np.median(found):.1f} dB, least {np.min(found):.1f}", [before, back]
 
 
 def variations(subject: Subject) -> tuple[str, list[np.ndarray]]:
@@ -304,17 +304,17 @@ def inpainting(subject: Subject) -> tuple[str, list[np.ndarray]]:
 
 
 def seam_ratio(images: UInt8[np.ndarray, "n h w 3"], hole: Bool[np.ndarray, "n h w"]) -> float:
-    """Mean absolute difference of neighbours across the border of the holes, over that of true pictures' neighbours
-    at the same places, as far as the pixels outside tell: those beside the border, one pixel further out."""
+    """Mean absolute difference of neighbours across the border of the holes, over that of the pairs one further in and
+    one further out."""
     x = images.astype(np.float64)
-    across, along_side = [], []
+    across, beside = [], []
     for axis in (1, 2):
         change = np.abs(np.diff(x, axis=axis)).mean(-1)
         border = np.diff(hole.astype(np.int8), axis=axis) != 0
-        outward = np.roll(border, -1, axis) | np.roll(border, 1, axis)
+        neighbours = np.roll(border, -1, axis) | np.roll(border, 1, axis)
         across.append(change[border])
-        along_side.append(change[outward & ~border])
-    return float(np.concatenate(across).mean() / max(np.concatenate(along_side).mean(), 1e-6))
+        beside.append(change[neighbours & ~border])
+    return float(np.concatenate(across).mean() / max(np.concatenate(beside).mean(), 1e-6))
 
 
 MEASURES = {
