@@ -17,7 +17,7 @@ SUFFIXES = (".gif", ".mp4")
 def check_writable(path: Path) -> None:
     """Raises UserError for an .mp4 where what writes it is missing."""
     if path.suffix.lower() == ".mp4" and not all(map(importlib.util.find_spec, ("imageio", "imageio_ffmpeg"))):
-        raise UserError("an .mp4 needs two packages more; run pip install imageio imageio-ffmpeg, or write a .gif")
+        raise UserError("an .mp4 needs two packages more; run pip install 'unclip_jax[video]', or write a .gif")
 
 
 def save_animation(path: Path, frames: UInt8[np.ndarray, "n h w 3"], frames_per_second: float) -> None:

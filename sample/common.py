@@ -177,9 +177,11 @@ def overlay(how: StageSettings, given: Mapping[str, Any]) -> StageSettings:
     return dataclasses.replace(how, **{name: value for name, value in given.items() if value is not None})
 
 
-def stage_settings(bundle: Bundle, options: Request) -> dict[str, StageSettings]:
-    """The bundle's settings, with the command's `prior`, `decoder` and `upsamplers`, where it has them, on top."""
-    settings = default_settings(bundle)
+def stage_settings(
+    bundle: Bundle, options: Request, settings: dict[str, StageSettings] | None = None
+) -> dict[str, StageSettings]:
+    """`settings`, or the bundle's own, with the command's `prior`, `decoder` and `upsamplers`, if it has any, on top."""
+    settings = dict(default_settings(bundle) if settings is None else settings)
     for name, how in settings.items():
         given = getattr(options, "upsamplers" if name.startswith("upsampler") else name, None)
         settings[name] = how if given is None else overlay(how, vars(given))

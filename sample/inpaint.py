@@ -23,10 +23,10 @@ from sample.common import Decoder, Drawing, Prior, cuts_told, in_batches, last, 
 from sample.output import Output
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
-from unclip_jax.cascade import choose_settings, stages_until
+from unclip_jax.cascade import choose_settings, default_settings, stages_until
 from unclip_jax.data.transforms import fit, read_image, square_crop
 from unclip_jax.diffusion.samplers.repaint import Resampling
-from unclip_jax.editing.inpainting import BASE, inpaint, shrink_hole
+from unclip_jax.editing.inpainting import BASE, inpaint, shrink_hole, suited
 from unclip_jax.editing.outpainting import Margins, outpaint
 from unclip_jax.editing.points import tokenise
 from unclip_jax.errors import UserError, run_cli
@@ -53,7 +53,8 @@ class Options(Drawing):
     num_images: int = 1
     """Pictures to draw, each another way to fill the hole."""
     times: int = BASE.times
-    """How often each stretch of the decoder's steps is gone through, so that old and new come to fit; 1 is fastest."""
+    """How often each stretch of the decoder's steps is gone through, so that old and new come to fit; 1 is fastest. A
+    decoder that was trained to inpaint has no need of it."""
     out: Path = Path("out/inpainted.png")
     """A .png for all pictures in one grid, or a folder for one file each."""
     prior: Prior = Prior()
@@ -84,7 +85,8 @@ def run(options: Options) -> None:
     bundle = store.load(options.bundle)
     bundle.part("prior")
     stages = stages_until(bundle, options.stop_at, "decoder")
-    settings = choose_settings(bundle, ["prior", *stages], stage_settings(bundle, options))
+    settings = stage_settings(bundle, options, suited(bundle, default_settings(bundle)))
+    settings = choose_settings(bundle, ["prior", *stages], settings)
     size = cast(UNetSpec, bundle.parts[stages[-1]].spec).image_size
     captions = [options.prompt] * options.num_images
     with cuts_told():

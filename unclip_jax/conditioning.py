@@ -13,6 +13,20 @@ from unclip_jax.models.unet import UNetCond, UNetSpec
 from unclip_jax.typing import Params
 
 
+def known_part(images: Float[Array, "b h w 3"], hole: Bool[Array, "b h w"]) -> Float[Array, "b h w 4"]:
+    """What a network that inpaints is told of the images: their pixels, 0 in the hole, and 1 where that is."""
+    hole = hole[..., None]
+    return jnp.concatenate([jnp.where(hole, 0.0, images), hole.astype(images.dtype)], axis=-1)
+
+
+def drawing_whole(spec: UNetSpec, cond: UNetCond, count: int) -> UNetCond:
+    """`cond` for drawing `count` whole images: nothing of them is known, for a network that asks."""
+    if not spec.inpaints:
+        return cond
+    shape = count, spec.image_size, spec.image_size
+    return dataclasses.replace(cond, known=known_part(jnp.zeros((*shape, 3)), jnp.ones(shape, bool)))
+
+
 def empty_caption(clip_spec: CLIPSpec, clip_params: Params, tokens: Int[Array, "b n"]) -> EncodedCaption:
     """The encoding of "", once per row of `tokens`, whose first column says what begins a caption.
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from unclip_jax.bundle.parts import Part
-from unclip_jax.conditioning import decoder_cond
+from unclip_jax.conditioning import decoder_cond, drawing_whole
 from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.guidance import ModelFn
@@ -84,13 +84,17 @@ def pixel_model(static: Static, params: Params) -> ModelFn:
 def decoder_told(
     static: Static, clip_spec: CLIPSpec, captioned: bool, clip_params: Params, z_i: Array, tokens: Array, mask: Array
 ) -> UNetCond:
-    """The decoder's conditions; with `captioned` False the captions are hidden, as on guidance's other side."""
-    cond = decoder_cond(cast(UNetSpec, static[0]), clip_spec, clip_params, z_i, tokens, mask)
+    """The decoder's conditions for whole images; with `captioned` False the captions are hidden, as on guidance's other
+    side."""
+    spec = cast(UNetSpec, static[0])
+    cond = drawing_whole(spec, decoder_cond(spec, clip_spec, clip_params, z_i, tokens, mask), len(z_i))
     if captioned or cond.drop_text is None:
         return cond
     return dataclasses.replace(cond, drop_text=jnp.ones_like(cond.drop_text))
 
 
 def upsampler_told(static: Static, low_res_size: int, images: Array) -> UNetCond:
-    """An upsampler's condition."""
-    return UNetCond(low_res=LowRes(scale=cast(UNetSpec, static[0]).image_size // low_res_size).condition(images))
+    """An upsampler's condition for whole images."""
+    spec = cast(UNetSpec, static[0])
+    low_res = LowRes(scale=spec.image_size // low_res_size).condition(images)
+    return drawing_whole(spec, UNetCond(low_res=low_res), len(images))

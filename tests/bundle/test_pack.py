@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from unclip_jax import bundle as bundles
 from unclip_jax.bundle import __main__, pack
 from unclip_jax.config import to_json
 from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.editing.probing import fit_basis
 from unclip_jax.errors import UserError
 from unclip_jax.settings import StageSettings
 from unclip_jax.training.checkpoint import Checkpoints, Meta
@@ -70,6 +72,38 @@ def test_pack_takes_sampling_settings_from_the_command_line(runs, tmp_path, caps
     capsys.readouterr()
     __main__.info(str(tmp_path / "packed"))
     assert "sampled with sampler ddpm, steps 25, guidance_scale 4.0\n" in capsys.readouterr().out
+
+
+def test_pack_takes_the_rest_from_another_bundle(whole, runs, tmp_path):
+    folder = tmp_path / "base"
+    basis = fit_basis(np.random.default_rng(0).standard_normal((9, whole.parts["clip"].spec.embed_dim), np.float32))
+    base = dataclasses.replace(whole, basis=basis, license="MIT", description="d")
+    bundles.save(base, folder)
+    params, meta = runs[Path("decoder")]
+    meta["extra"]["clip_identity"] = whole.parts["clip"].clip_identity
+    runs[Path("decoder")] = (jax.tree.map(lambda x: x + 1, params), meta)
+    command = __main__.Pack(out=tmp_path / "packed", base=str(folder), decoder=Path("decoder"))
+    __main__.pack(command)
+    packed, base = bundles.load(tmp_path / "packed"), bundles.load(folder)
+    assert (packed.name, packed.license, packed.description) == ("packed", "MIT", "d")
+    assert packed.tokenizer == whole.tokenizer and list(packed.parts) == list(whole.parts)
+    assert_trees_equal(packed.stats, base.stats)
+    assert packed.basis is not None
+    np.testing.assert_array_equal(packed.basis.components, basis.components)
+    assert packed.sampling == base.sampling | {"decoder": StageSettings(steps=3)}
+    for name in packed.parts:
+        params = runs[Path("decoder")][0] if name == "decoder" else base.parts[name].params
+        assert_trees_equal(packed.parts[name].params, params)
+
+
+def test_upsamplers_replace_those_of_the_base(whole, runs):
+    about = {"name": "x", "license": "", "description": ""}
+    packed = pack.assemble(base=whole, upsamplers=[Path("upsampler_0")], **about)
+    assert [name for name in packed.parts if name.startswith("upsampler")] == ["upsampler_0"]
+    assert "upsampler_1" not in packed.sampling
+    # Another CLIP's embeddings have other components.
+    basis = fit_basis(np.random.default_rng(0).standard_normal((9, whole.parts["clip"].spec.embed_dim), np.float32))
+    assert pack.assemble(base=dataclasses.replace(whole, basis=basis), clip=Path("clip"), **about).basis is None
 
 
 @pytest.mark.parametrize(

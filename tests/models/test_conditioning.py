@@ -34,6 +34,22 @@ def told(cond):
     return {name for name, value in vars(cond).items() if value is not None}
 
 
+def test_what_is_known_of_an_image():
+    images = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
+    hole = jnp.zeros((2, 4, 4), bool).at[1, 1:3, 2].set(True)
+    known = np.asarray(conditioning.known_part(images, hole))
+    np.testing.assert_array_equal(known[..., 3], hole)
+    np.testing.assert_array_equal(known[~hole][:, :3], images[~hole])
+    np.testing.assert_array_equal(known[hole], np.tile([0, 0, 0, 1], (2, 1)))
+
+
+def test_of_a_whole_image_nothing_is_known():
+    cond = unet.UNetCond(z_i=Z_I)
+    assert conditioning.drawing_whole(DECODER, cond, 2) is cond
+    known = conditioning.drawing_whole(dataclasses.replace(DECODER, inpaints=True), cond, 2).known
+    np.testing.assert_array_equal(known, np.broadcast_to([0, 0, 0, 1], (2, 8, 8, 4)))
+
+
 def test_a_prior_reads_clips_hidden_states(text):
     cond = prior_cond(PRIOR)
     assert told(cond) == {"z_t", "mask", "drop", "hidden"}

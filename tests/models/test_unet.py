@@ -242,6 +242,7 @@ def test_remat_changes_nothing():
 
 
 IMAGES, LOW_RES = normal(2, 2, 16, 8, 3)
+INPAINTER = replace(UPSAMPLER, inpaints=True)
 
 
 def upsample(x_t, low_res, spec=UPSAMPLER, **changed_params):
@@ -261,8 +262,35 @@ def test_upsampler_reads_x_t_and_the_low_resolution_image_on_its_channels():
     assert moved(upsample(IMAGES[::-1], LOW_RES, conv_in=blind), upsample(IMAGES, LOW_RES, conv_in=blind)).min() > 1e-2
 
 
-def test_null_keeps_the_low_resolution_image():
-    np.testing.assert_array_equal(UNetCond(low_res=LOW_RES).null().low_res, LOW_RES)
+def test_null_keeps_pixels():
+    null = UNetCond(low_res=LOW_RES, known=KNOWN).null()
+    np.testing.assert_array_equal(null.low_res, LOW_RES)
+    np.testing.assert_array_equal(null.known, KNOWN)
+
+
+KNOWN = normal(2, 16, 8, 4)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_made_to_inpaint_a_network_starts_as_it_was_and_can_see_what_is_known(patch):
+    plain = replace(UPSAMPLER, patch=patch)
+    spec, params = replace(plain, inpaints=True), params_of(plain)
+    widened = unet.made_to_inpaint(spec, params)
+    assert jax.tree.map(jnp.shape, widened) == jax.tree.map(lambda leaf: leaf.shape, unet.abstract_params(spec))
+
+    def call(spec, params, known):
+        return helpers.apply[unet](spec, params, IMAGES, T[:2], UNetCond(low_res=LOW_RES, known=known))
+
+    before = call(plain, params, None)
+    np.testing.assert_allclose(call(spec, widened, KNOWN), before, atol=1e-5 * np.abs(before).max())
+    # Trained, it looks at the colours and at where the hole is.
+    trained = params_of(spec)
+    out = call(spec, trained, KNOWN)
+    for channel in range(4):
+        assert moved(call(spec, trained, KNOWN.at[..., channel].add(1)), out).min() > 1e-2
+    # What it has already, or has no use for, it keeps.
+    assert unet.made_to_inpaint(spec, trained) is trained
+    assert unet.made_to_inpaint(plain, params) is params
 
 
 def test_upsampler_trains_on_crops_and_runs_at_any_size():
@@ -283,8 +311,9 @@ def test_upsampler_trains_on_crops_and_runs_at_any_size():
         (DECODER, COND, ("z_i", "drop_image", "tokens", "mask", "drop_text")),
         (HIDDEN_DECODER, HIDDEN_COND, ("z_i", "drop_image", "hidden", "z_t", "mask", "drop_text")),
         (UPSAMPLER, UNetCond(low_res=normal(B, 8, 8, 3)), ("low_res",)),
+        (INPAINTER, UNetCond(low_res=normal(B, 8, 8, 3), known=normal(B, 8, 8, 4)), ("low_res", "known")),
     ],
-    ids=["tokens", "hidden", "upsampler"],
+    ids=["tokens", "hidden", "upsampler", "inpainter"],
 )
 def test_a_missing_condition_is_named(spec, cond, names):
     for name in names:
@@ -295,7 +324,7 @@ def test_a_missing_condition_is_named(spec, cond, names):
 PRESETS = (unet.paper_decoder(), unet.paper_upsampler_256(), unet.paper_upsampler_1024())
 
 
-@pytest.mark.parametrize("spec", [DECODER, HIDDEN_DECODER, UPSAMPLER, *PRESETS])
+@pytest.mark.parametrize("spec", [DECODER, HIDDEN_DECODER, UPSAMPLER, INPAINTER, *PRESETS])
 def test_spec_goes_through_json(spec):
     assert from_json(UNetSpec, to_json(spec)) == spec
 

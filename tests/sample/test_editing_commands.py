@@ -95,9 +95,6 @@ def test_the_way_between_prompts_as_a_film(run, tmp_path):
     text = read_text(tmp_path / "way.png")
     assert text["prompts"] == "a red circle\ntwo rings\na green star" and '"prior": {' in text["settings"]
     assert_drawn_again(tmp_path / "way.png")
-    result = run(interpolate, *words, "--out", tmp_path / "way.mp4")
-    if result.status:
-        assert_one_line(result, "an .mp4 needs two packages more; run pip install imageio imageio-ffmpeg")
 
 
 def test_text_diffs(run, pictures, points, tmp_path):

@@ -9,7 +9,12 @@ from unclip_jax.bundle.parts import Kind
 RECIPES: dict[Kind, dict[str, Callable[[], Any]]] = {
     "clip": {"shapes": shapes.clip, "paper": paper.clip, "tiny": tiny.clip},
     "prior": {"shapes": shapes.prior, "paper": paper.prior, "tiny": tiny.prior},
-    "decoder": {"shapes": shapes.decoder, "paper": paper.decoder, "tiny": tiny.decoder},
+    "decoder": {
+        "shapes": shapes.decoder,
+        "shapes-inpaint": shapes.decoder_inpaint,
+        "paper": paper.decoder,
+        "tiny": tiny.decoder,
+    },
     "upsampler": {
         "shapes-64": shapes.upsampler_64,
         "shapes-128": shapes.upsampler_128,

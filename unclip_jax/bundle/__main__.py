@@ -1,5 +1,5 @@
 """python -m unclip_jax.bundle info BUNDLE        what it is, and whether it is whole
-python -m unclip_jax.bundle pack OUT ...       makes one from the checkpoints of training runs
+python -m unclip_jax.bundle pack OUT ...       makes one from the checkpoints of training runs, and from another bundle
 """
 
 import dataclasses
@@ -44,14 +44,16 @@ class Pack:
     """Workdir of the decoder."""
     upsamplers: tuple[Path, ...] = ()
     """Workdirs of the upsamplers, the first one first."""
+    base: str | None = None
+    """A bundle, or the name of a shipped one, from which all comes that is not given here."""
     dtype: StoredDtype = "float32"
     """What the weights are stored as."""
     name: str | None = None
     """What to call it; the folder's name by default."""
-    license: str = "Apache-2.0"
-    """Licence of the weights."""
-    description: str = ""
-    """What it was trained on and is good for."""
+    license: str | None = None
+    """Licence of the weights; that of the base, or Apache-2.0."""
+    description: str | None = None
+    """What it was trained on and is good for; by default what the base says."""
     sampling: tuple[str, ...] = ()
     """Sampling settings that replace those of the runs, as in decoder.guidance_scale=2 prior.steps=25."""
     overwrite: bool = False
@@ -91,14 +93,16 @@ def info(name_or_folder: str) -> None:
 
 def pack(command: Pack) -> None:
     """Assembles and writes a bundle."""
+    base = Bundle(name="", license="Apache-2.0", parts={}) if command.base is None else load(command.base)
     bundle = assemble(
         clip=command.clip,
         prior=command.prior,
         decoder=command.decoder,
         upsamplers=command.upsamplers,
+        base=base,
         name=command.name or command.out.resolve().name,
-        license=command.license,
-        description=command.description,
+        license=base.license if command.license is None else command.license,
+        description=base.description if command.description is None else command.description,
     )
     bundle = dataclasses.replace(bundle, sampling=changed(bundle.sampling, command.sampling))
     check_fit(bundle)

@@ -1,4 +1,4 @@
-"""From the checkpoints of training runs to a bundle.
+"""From the checkpoints of training runs, and what another bundle has already, to a bundle.
 
 Each run says in its checkpoint's meta what its weights are: `config["model"]` and `config["process"]` are the
 spec and the diffusion, and `extra` holds what else belongs to them,
@@ -32,6 +32,7 @@ def assemble(
     prior: Path | None = None,
     decoder: Path | None = None,
     upsamplers: Sequence[Path] = (),
+    base: Bundle | None = None,
     name: str,
     license: str,
     description: str,
@@ -39,8 +40,9 @@ def assemble(
     """A bundle of the moving averages in the newest checkpoints of the given runs.
 
     Args:
-        clip, prior, decoder: workdirs; None leaves the part out.
-        upsamplers: workdirs in the order in which they are applied.
+        clip, prior, decoder: workdirs; None leaves the part out, or as it is in `base`.
+        upsamplers: workdirs in the order in which they are applied, instead of all those in `base`.
+        base: a bundle with what the runs do not make.
         name, license, description: as in `Bundle`.
 
     Raises:
@@ -54,9 +56,14 @@ def assemble(
     if decoder is not None:
         runs["decoder"] = ("decoder", decoder)
     runs |= {f"upsampler_{index}": ("upsampler", path) for index, path in enumerate(upsamplers)}
-    if not runs:
+    if base is None:
+        base = Bundle(name=name, parts={})
+    if not runs and not base.parts:
         raise UserError("nothing to pack; give at least one run")
-    parts, sampling, stats, tokenizer = {}, {}, None, None
+    gone = {part for part in base.parts if part.startswith("upsampler_") and upsamplers}
+    parts = {part_name: part for part_name, part in base.parts.items() if part_name not in gone}
+    sampling = {part_name: how for part_name, how in base.sampling.items() if part_name not in gone | runs.keys()}
+    stats, tokenizer = base.stats, base.tokenizer
     for part_name, (kind, path) in runs.items():
         parts[part_name], extra = _read_run(kind, path)
         if extra.get("sampling"):
@@ -79,6 +86,8 @@ def assemble(
         sampling=sampling,
         tokenizer=tokenizer,
         stats=stats,
+        # Principal components are those of one CLIP's embeddings.
+        basis=base.basis if clip is None else None,
     )
 
 

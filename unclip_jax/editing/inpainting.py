@@ -1,22 +1,28 @@
-"""Drawing a part of an image anew, by any trained cascade (2204.06125, section 3; RePaint, 2201.09865).
+"""Drawing a part of an image anew, by any trained cascade (2204.06125, section 3).
 
-(1) base:      RePaint with the image made small as what is known
+(1) base:      with the image made small as what is known
 (2) upsampler: the same at its own size, on (1) as its condition
 (3) the image's own pixels outside the hole, to the bit
+
+A network that was trained to inpaint (`UNetSpec.inpaints`) is told what is known, and draws as ever; with any other,
+what is known takes the place of what it drew after every step (RePaint, 2201.09865).
 
 A small pixel of which any part lies in the hole counts as hole: no trace of what is to go is left in what is known.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from unclip_jax.bundle.parts import Bundle
+from unclip_jax.bundle.parts import Bundle, Part
 from unclip_jax.cascade import Drawn, choose_settings, stage_noise, stages_until
+from unclip_jax.conditioning import known_part
 from unclip_jax.data.resize import resize
 from unclip_jax.diffusion.noise import NoiseSource
+from unclip_jax.diffusion.samplers import sample
 from unclip_jax.diffusion.samplers.repaint import Resampling, repaint
 from unclip_jax.errors import UserError
 from unclip_jax.models.clip import CLIPSpec
@@ -51,11 +57,12 @@ def inpaint(
         images: in [-1, 1], of the size of the last stage that runs; in the holes they have no effect.
         hole: where to draw.
         z_i: of the whole images as they are to be, from the prior for instance.
-        resampling: of the decoder.
+        resampling: of a decoder that was not trained to inpaint.
         key, captioned, indices, settings, stop_at: as in `unclip_jax.cascade.decode`.
 
     Raises:
-        UserError: a hole is empty, a sampler looks back at steps before, or what `decode` raises.
+        UserError: a hole is empty, a network not trained to inpaint has a sampler that looks back at steps before, or
+            what `decode` raises.
         ValueError: images or holes have another size.
     """
     names = stages_until(bundle, stop_at, "decoder")
@@ -66,7 +73,7 @@ def inpaint(
     if not bool(jnp.all(jnp.any(hole, axis=(1, 2)))):
         raise UserError("the mask marks nothing to draw; mark where to draw in white")
     for name in names:
-        if chosen[name].algorithm(bundle.parts[name].x0_variance).is_multistep:
+        if not _can_inpaint(bundle.parts[name], chosen[name]):
             raise UserError(f"{name}: sampler is {chosen[name].sampler}, which cannot inpaint; set it to ddim or ddpm")
     if indices is None:
         indices = jnp.arange(len(images))
@@ -85,6 +92,21 @@ def inpaint(
             static = static_of(part), low_res_size, chosen[name]
             drawn = _inpaint_upsampler(*static, part.params, cast(Array, drawn), known, is_hole, noise)
         yield Drawn(name, drawn)
+
+
+def suited(bundle: Bundle, settings: dict[str, StageSettings]) -> dict[str, StageSettings]:
+    """`settings`, with DDIM's 50 steps for a stage whose sampler cannot inpaint; all else about it stays."""
+    return {
+        name: how
+        if name == "prior" or _can_inpaint(bundle.parts[name], how)
+        else dataclasses.replace(how, sampler="ddim", steps=50)
+        for name, how in settings.items()
+    }
+
+
+def _can_inpaint(part: Part, how: StageSettings) -> bool:
+    """RePaint, which all networks need that were not trained to inpaint, goes back and forth step by step."""
+    return cast(UNetSpec, part.spec).inpaints or not how.algorithm(part.x0_variance).is_multistep
 
 
 def shrink_hole(hole: Bool[Array, "b h w"], size: int) -> Bool[Array, "b {size} {size}"]:
@@ -109,7 +131,7 @@ def _inpaint_decoder(
     noise: NoiseSource,
 ) -> Array:
     cond = decoder_told(static, clip_spec, captioned, clip_params, z_i, tokens, mask)
-    return _repaint(static, how, params, cond, known, hole, resampling, noise)
+    return _fill(static, how, params, cond, known, hole, resampling, noise)
 
 
 @program(3, 1)
@@ -123,10 +145,10 @@ def _inpaint_upsampler(
     hole: Array,
     noise: NoiseSource,
 ) -> Array:
-    return _repaint(static, how, params, upsampler_told(static, low_res_size, images), known, hole, DETAIL, noise)
+    return _fill(static, how, params, upsampler_told(static, low_res_size, images), known, hole, DETAIL, noise)
 
 
-def _repaint(
+def _fill(
     static: Static,
     how: StageSettings,
     params: Params,
@@ -136,15 +158,20 @@ def _repaint(
     resampling: Resampling,
     noise: Any,
 ) -> Array:
-    process = static[1]
+    process, sampler, threshold = how.build(static[1]), how.algorithm(static[3]), how.clip(1.0)
+    model_fn, is_known = how.guide(static[1], pixel_model(static, params)), ~hole[..., None]
+    if cast(UNetSpec, static[0]).inpaints:
+        cond = dataclasses.replace(cond, known=known_part(known, hole))
+        drawn = sample(process, model_fn, cond, sampler, noise, shape=known.shape, threshold=threshold)
+        return jnp.where(is_known, known, drawn)
     return repaint(
-        how.build(process),
-        how.guide(process, pixel_model(static, params)),
+        process,
+        model_fn,
         cond,
-        how.algorithm(static[3]),
+        sampler,
         noise,
         known=known,
-        is_known=~hole[..., None],
+        is_known=is_known,
         resampling=resampling,
-        threshold=how.clip(1.0),
+        threshold=threshold,
     )

@@ -2,13 +2,15 @@
 
 (1) e = MLP(sinusoid(t)) + W_e z_i + W_y pool(h)              time, image and caption embedding, to every ResBlock
 (2) context = [ reshape(W_c z_i) in 4 tokens | h_1 .. h_n ]   keys and values of every attention block
-(3) output = UNet([x_t | low_res], e, context)                3 channels of prediction, 3 more when sigma is learned
+(3) output = UNet([x_t | low_res | known], e, context)        3 channels of prediction, 3 more when sigma is learned
 
 (2204.06125, section 2.1: z_i "projected and added to the timestep embedding" and "to four extra tokens of context";
 2112.10741 for the caption path, h being GLIDE's own text Transformer or CLIP's hidden states; 2105.05233 for the
 network: BigGAN resampling inside ResBlocks, AdaGN, attention at low resolutions with a fixed width per head.)
 
-Upsamplers have neither z_i nor caption nor attention: they see the low-resolution image on the input channels.
+Upsamplers have neither z_i nor caption nor attention: they see the low-resolution image on the input channels. Either
+can be made for inpainting: what is known of the image itself, and where nothing is, are four input channels more
+(2112.10741, section 3.3).
 `patch` > 1 folds patch x patch pixels into channels before the first convolution, so that a small machine can train
 at twice the resolution for the same work.
 """
@@ -34,6 +36,9 @@ from unclip_jax.nn.resblock import Conditioning, Resample, ResBlock
 from unclip_jax.parallel.layout import split_rows
 from unclip_jax.typing import Params
 
+KNOWN_CHANNELS = 4
+"""The colours of what is known of an image, and whether nothing is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetSpec:
@@ -41,7 +46,8 @@ class UNetSpec:
     sizes (in pixels of a full image) that attend. `embed_dim` is the width of z_i, None for an upsampler. The caption
     comes through `text` (token ids, an encoder of the decoder's own) or as CLIP hidden states of `text_width`, or not
     at all; `null` says what stands for none (the encoding of the empty caption asks for `text_width`). `z_i_scale`
-    multiplies z_i at the entrance. `low_res` concatenates a low-resolution image of full size.
+    multiplies z_i at the entrance. `low_res` concatenates a low-resolution image of full size, `inpaints` what is known
+    of the image.
     """
 
     image_size: int
@@ -63,6 +69,7 @@ class UNetSpec:
     text_width: int | None = None
     null: Null = "learned"
     low_res: bool = False
+    inpaints: bool = False
     dtype: Dtype = "float32"
     remat: Remat = False
     scan: bool = False
@@ -89,6 +96,11 @@ class UNetSpec:
         return self.patch * 2 ** (len(self.channel_mult) - 1)
 
     @property
+    def in_channels(self) -> int:
+        """What a pixel of the input holds."""
+        return 3 + 3 * self.low_res + KNOWN_CHANNELS * self.inpaints
+
+    @property
     def has_caption(self) -> bool:
         """Whether the network reads a caption at all."""
         return self.text is not None or self.text_width is not None
@@ -98,8 +110,9 @@ class UNetSpec:
 class UNetCond:
     """What a decoder (`z_i` and a caption: `tokens`, or `hidden` with `z_t`) or an upsampler (`low_res`) is told.
 
-    `low_res` has the size of x_t. Where `drop_image` or `drop_text` is True, learned null embeddings stand in; for the
-    caption `empty` does if the spec says so.
+    `low_res` and `known` have the size of x_t; `known` is what `unclip_jax.conditioning.known_part` makes. Where
+    `drop_image` or `drop_text` is True, learned null embeddings stand in; for the caption `empty` does if the spec says
+    so.
     """
 
     z_i: Float[Array, "b d"] | None = None
@@ -111,9 +124,10 @@ class UNetCond:
     drop_text: Bool[Array, " b"] | None = None
     empty: EncodedCaption | None = None
     low_res: Float[Array, "b h w 3"] | None = None
+    known: Float[Array, "b h w 4"] | None = None
 
     def null(self) -> "UNetCond":
-        """The unconditional condition, for classifier-free guidance; the low-resolution image stays."""
+        """The unconditional condition, for classifier-free guidance; pixels stay."""
         return dataclasses.replace(
             self,
             drop_image=None if self.drop_image is None else jnp.ones_like(self.drop_image),
@@ -209,8 +223,12 @@ class UNet(nn.Module):
         def attends(level: int) -> bool:
             return spec.image_size // (spec.patch * 2**level) in spec.attention_at
 
-        x = jnp.concatenate([x_t, given(cond.low_res, "low_res")], axis=-1) if spec.low_res else x_t
-        x = space_to_depth(x.astype(dtype), spec.patch)
+        pixels = [x_t]
+        if spec.low_res:
+            pixels.append(given(cond.low_res, "low_res"))
+        if spec.inpaints:
+            pixels.append(given(cond.known, "known"))
+        x = space_to_depth(jnp.concatenate(pixels, axis=-1).astype(dtype), spec.patch)
         x = Conv3x3(spec.channels * spec.channel_mult[0], dtype=dtype, name="conv_in")(x)
         skips = [x]
         for level in levels:
@@ -261,6 +279,7 @@ def init_params(spec: UNetSpec, key: Key[Array, ""]) -> Params:
         z_i=None if spec.embed_dim is None else jnp.zeros((1, spec.embed_dim)),
         drop_image=None if spec.embed_dim is None else jnp.zeros(1, bool),
         low_res=jnp.zeros((1, size, size, 3)) if spec.low_res else None,
+        known=jnp.zeros((1, size, size, KNOWN_CHANNELS)) if spec.inpaints else None,
     )
     if spec.has_caption:
         context = spec.text.context if spec.text is not None else 1
@@ -279,6 +298,23 @@ def init_params(spec: UNetSpec, key: Key[Array, ""]) -> Params:
 def abstract_params(spec: UNetSpec) -> Params:
     """The tree of `init_params` as shapes only."""
     return abstract(init_params, spec)
+
+
+def made_to_inpaint(spec: UNetSpec, params: Params) -> Params:
+    """Parameters for `spec` from those of the same network that does not inpaint: the new inputs weigh 0, so that it
+    starts as the same function (2112.10741, section 3.3). Where nothing is missing, all stays.
+    """
+    if not spec.inpaints:
+        return params
+    kernel = params["conv_in"]["kernel"]
+    height, width, inputs, features = kernel.shape
+    pixels, added = spec.patch**2, KNOWN_CHANNELS
+    if inputs != (spec.in_channels - added) * pixels:
+        return params
+    # `space_to_depth` has the channels of one pixel side by side, and the pixels of a patch one after another.
+    apart = kernel.reshape(height, width, pixels, -1, features)
+    widened = jnp.pad(apart, ((0, 0), (0, 0), (0, 0), (0, added), (0, 0))).reshape(height, width, -1, features)
+    return params | {"conv_in": params["conv_in"] | {"kernel": widened}}
 
 
 def paper_decoder() -> UNetSpec:

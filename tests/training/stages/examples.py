@@ -62,10 +62,11 @@ def example(kind: str) -> Example:
     if kind == "decoder":
         config = recipes.decoder()
         stage = DecoderStage(
-            spec, process("decoder"), clip_spec, config.drop_image, config.drop_caption, "min_snr"
+            spec, process("decoder"), clip_spec, config.drop_image, config.drop_caption, config.drop_known, "min_snr"
         )
         return Example(stage, part.params, frozen, batch())
-    stage = UpsamplerStage(spec, process("upsampler_0"), recipes.upsampler().low_res, "min_snr")
+    config = recipes.upsampler()
+    stage = UpsamplerStage(spec, process("upsampler_0"), config.low_res, config.drop_known, "min_snr")
     return Example(stage, part.params, {}, batch(sizes=(16,), crop=8))
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.training.stages.examples import BATCH, DIFFUSION, compiled_loss, example, keys
+from tests.training.stages.examples import BATCH, DIFFUSION, compiled_loss, conditions, example, keys
 from unclip_jax import bundle as bundles
 from unclip_jax.errors import UserError
+from unclip_jax.images import to_float
+from unclip_jax.models import unet
 from unclip_jax.models.clip import TextSpec
 from unclip_jax.training.stages import common
 from unclip_jax.training.stages.common import DataConfig, FrozenCLIP
@@ -27,6 +29,23 @@ def many_keys():
 def assert_share(flags, expected):
     """Within four standard deviations of a binomial's mean."""
     assert abs(np.mean(flags) - expected) < 4 * np.sqrt(expected * (1 - expected) / len(flags))
+
+
+@pytest.mark.parametrize("kind", ["decoder", "upsampler"])
+def test_a_network_that_inpaints_is_told_the_image_but_for_a_hole(kind):
+    stage, params, frozen, batch = example(kind)
+    stage = dataclasses.replace(stage, spec=dataclasses.replace(stage.spec, inpaints=True), drop_known=0.3)
+    repeated = {name: jnp.repeat(x, 50, axis=0) for name, x in batch.items()}
+    (told,) = conditions(unet, stage, params, frozen, repeated, keys(50 * BATCH))
+    known, hole = np.asarray(told.known[..., :3]), np.asarray(told.known[..., 3])
+    x_0 = np.asarray(to_float(repeated["image_crop" if kind == "upsampler" else "image_8"]))
+    assert set(np.unique(hole)) == {0, 1}
+    np.testing.assert_array_equal(known, np.where(hole[..., None] == 1, 0, x_0))
+    whole = hole.all(axis=(1, 2))
+    assert_share(whole, 0.3)
+    # Independent of everything else that is drawn for an example.
+    if kind == "decoder":
+        assert_share(whole & np.asarray(told.drop_image), 0.3 * stage.drop_image)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -138,13 +157,22 @@ def test_images_alone_need_no_captions(tmp_path, monkeypatch):
 
 def test_weights_to_start_from(tiny_folder, tiny_bundle):
     assert common.load_start("", "decoder") is None
-    found = common.load_start(str(tiny_folder), "upsampler", 16)
+    spec = tiny_bundle.part("upsampler_0").spec
+    found = common.load_start(str(tiny_folder), "upsampler", spec)
     for ours, stored in zip(
         jax.tree.leaves(found), jax.tree.leaves(tiny_bundle.part("upsampler_0").params), strict=True
     ):
         np.testing.assert_array_equal(ours, stored)
     with pytest.raises(UserError, match="has no such upsampler"):
-        common.load_start(str(tiny_folder), "upsampler", 32)
+        common.load_start(str(tiny_folder), "upsampler", dataclasses.replace(spec, image_size=32))
+
+
+def test_a_network_that_inpaints_starts_from_one_that_does_not(tiny_folder, tiny_bundle):
+    part = tiny_bundle.part("decoder")
+    spec = dataclasses.replace(part.spec, inpaints=True)
+    found = common.load_start(str(tiny_folder), "decoder", spec)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(lambda leaf: leaf.shape, unet.abstract_params(spec))
+    np.testing.assert_array_equal(found["conv_in"]["kernel"][:, :, :3], part.params["conv_in"]["kernel"])
 
 
 def test_a_part_of_several_networks_is_no_start(tiny_bundle, tmp_path):
@@ -152,4 +180,4 @@ def test_a_part_of_several_networks_is_no_start(tiny_bundle, tmp_path):
     experts = dataclasses.replace(part, experts=(1,), params={f"expert_{i}": part.params for i in range(2)})
     bundles.save(dataclasses.replace(tiny_bundle, parts=tiny_bundle.parts | {"upsampler_0": experts}), tmp_path / "x")
     with pytest.raises(UserError, match="upsampler_0 of bundle .* is several networks"):
-        common.load_start(str(tmp_path / "x"), "upsampler", 16)
+        common.load_start(str(tmp_path / "x"), "upsampler", part.spec)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Kind, identity
+from unclip_jax.conditioning import known_part
 from unclip_jax.config import from_json
+from unclip_jax.data.holes import draw_holes
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import Source, open_source
 from unclip_jax.data.tokenizer import Tokenizer
@@ -22,6 +24,7 @@ from unclip_jax.errors import UserError
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec, TextSpec
 from unclip_jax.models.prior import EmbeddingStats
+from unclip_jax.models.unet import UNetCond, UNetSpec, made_to_inpaint
 from unclip_jax.parallel.distributed import gather_rows
 from unclip_jax.parallel.rules import Rules
 from unclip_jax.sharding import transformer_rules
@@ -191,11 +194,18 @@ def reading(own: TextSpec | None, clip_spec: CLIPSpec) -> TextSpec | None:
     return dataclasses.replace(own, vocab_size=text.vocab_size, eos_id=text.eos_id, context=text.context)
 
 
-def load_start(where: str, kind: Kind, image_size: int | None = None) -> Params | None:
+def load_start(where: str, kind: Kind, spec: UNetSpec | None = None) -> Params | None:
     """Weights to start a run from: of another run's newest checkpoint, or of a bundle's part; None for "".
 
-    Of a bundle's upsamplers, the one that makes images of `image_size`.
+    Args:
+        spec: of the network, if it is one of pixels. Of a bundle's upsamplers the one of its size is taken; if it is to
+            inpaint, so may the network of the weights, or not.
     """
+    params = _weights_of(where, kind, None if spec is None else spec.image_size)
+    return params if params is None or spec is None else made_to_inpaint(spec, params)
+
+
+def _weights_of(where: str, kind: Kind, image_size: int | None) -> Params | None:
     if not where:
         return None
     if (open_folder(where) / FOLDER).is_dir():
@@ -205,7 +215,7 @@ def load_start(where: str, kind: Kind, image_size: int | None = None) -> Params 
         return params
     described = store.load(where, weights=False)
     for name, part in described.parts.items():
-        if part.kind == kind and image_size in (None, getattr(part.spec, "image_size", None)):
+        if part.kind == kind and (kind != "upsampler" or cast(UNetSpec, part.spec).image_size == image_size):
             if part.experts:
                 raise UserError(f"{name} of bundle {where} is several networks; start from a part that is one")
             return store.load(where, parts=(name,)).part(name).params
@@ -218,7 +228,7 @@ def stream(key: Key[Array, ""], index: int) -> Key[Array, ""]:
     return jax.random.fold_in(key, index)
 
 
-TIMESTEP, NOISE, DROP_IMAGE, DROP_CAPTION, DEGRADE, DROPOUT = range(6)
+TIMESTEP, NOISE, DROP_IMAGE, DROP_CAPTION, DEGRADE, DROPOUT, HOLE = range(7)
 """The streams."""
 
 
@@ -235,6 +245,16 @@ def draw_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "
 def draw_drop(keys: Key[Array, " b"], rate: float, which: int) -> Bool[Array, " b"]:
     """True with probability `rate`, one per example, from the stream `which`."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, rate))(stream(keys, which))
+
+
+def with_holes(
+    spec: UNetSpec, cond: UNetCond, x_0: Float[Array, "b h w 3"], keys: Key[Array, " b"], drop_known: float
+) -> UNetCond:
+    """`cond` with what a network that inpaints is told of the images: all but a hole, or nothing for `drop_known`."""
+    if not spec.inpaints:
+        return cond
+    hole = draw_holes(stream(keys, HOLE), x_0.shape[1], drop_known)
+    return dataclasses.replace(cond, known=known_part(x_0, hole))
 
 
 def diffusion_metrics(

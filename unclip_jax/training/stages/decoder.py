@@ -1,7 +1,8 @@
 """Training the decoder: P(x | z_i, y) at the base resolution (2204.06125, section 2.1).
 
 z_i comes from a frozen CLIP, of the same image at CLIP's own resolution. For guidance z_i is dropped for `drop_image`
-of the examples and the caption, independently, for `drop_caption` of them.
+of the examples and the caption, independently, for `drop_caption` of them. A decoder that inpaints is told the image
+but for a hole (`unclip_jax.data.holes`), or nothing of it for `drop_known` of the examples, which keeps it a decoder.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from unclip_jax.conditioning import decoder_cond
+from unclip_jax.conditioning import decoder_cond, drawing_whole
 from unclip_jax.config import to_json
 from unclip_jax.diffusion.gaussian import Process, ProcessSpec
 from unclip_jax.diffusion.losses import Weighting, loss
@@ -59,6 +60,8 @@ class DecoderConfig:
     """Share of examples that train without z_i."""
     drop_caption: float = 0.5
     """Share of examples that train without their caption."""
+    drop_known: float = 0.5
+    """Share of examples that train without anything known of the image, where the network inpaints."""
     weighting: Weighting = "none"
     """How timesteps are weighted in the loss."""
     sampling: StageSettings = StageSettings()
@@ -77,6 +80,7 @@ class DecoderStage:
     clip_spec: CLIPSpec
     drop_image: float
     drop_caption: float
+    drop_known: float
     weighting: Weighting
 
     def init(self, key: Key[Array, ""]) -> Params:
@@ -102,6 +106,7 @@ class DecoderStage:
             if cond.drop_text is None
             else common.draw_drop(keys, self.drop_caption, common.DROP_CAPTION),
         )
+        cond = common.with_holes(self.spec, cond, x_0, keys, self.drop_known)
 
         def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
             dropout_keys = common.stream(keys, common.DROPOUT)
@@ -124,7 +129,13 @@ def blueprint(config: DecoderConfig, clip_spec: CLIPSpec) -> Blueprint:
     """The run that `config` describes under a CLIP of that spec."""
     spec = config.model
     stage = DecoderStage(
-        spec, config.process.build(), clip_spec, config.drop_image, config.drop_caption, config.weighting
+        spec,
+        config.process.build(),
+        clip_spec,
+        config.drop_image,
+        config.drop_caption,
+        config.drop_known,
+        config.weighting,
     )
     sizes = spec.image_size, clip_spec.image_tower.image_size
     batch = config.data.holding(*sizes, context=clip_spec.text_tower.context)
@@ -165,7 +176,7 @@ def train_decoder(config: DecoderConfig) -> State:
         run=config.run,
         meta=meta,
         preview=sample_preview(stage, batches),
-        start_params=common.load_start(config.start_from, "decoder"),
+        start_params=common.load_start(config.start_from, "decoder", spec=config.model),
     )
 
 
@@ -174,7 +185,7 @@ def sample_preview(stage: DecoderStage, batches: common.Batches) -> Preview:
 
     @jax.jit
     def draw(params: Params, frozen: PyTree, batch: Batch) -> Array:
-        cond = stage.encode(frozen, batch)
+        cond = drawing_whole(stage.spec, stage.encode(frozen, batch), len(batch["tokens"]))
         shape = batch[f"image_{stage.spec.image_size}"].shape
 
         def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:

@@ -1,7 +1,8 @@
 """Training an upsampler: P(x_high | x_low) on random crops (2204.06125, section 2.1, after SR3 and 2106.15282).
 
 The low-resolution image is made from the crop itself and degraded by `LowRes`, then enlarged by the same function that
-sampling uses on the output of the stage before. Neither CLIP nor captions take part.
+sampling uses on the output of the stage before. Neither CLIP nor captions take part. An upsampler that inpaints is told
+the high-resolution image but for a hole, as the decoder is (`unclip_jax.training.stages.decoder`).
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
+from unclip_jax.conditioning import drawing_whole
 from unclip_jax.config import to_json
 from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import Process, ProcessSpec
@@ -57,6 +59,8 @@ class UpsamplerConfig:
     """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
     crop_fraction: float = 0.25
     """Side of the training crops over the side of the image."""
+    drop_known: float = 0.5
+    """Share of examples that train without anything known of the image, where the network inpaints."""
     weighting: Weighting = "none"
     """How timesteps are weighted in the loss."""
     sampling: StageSettings = StageSettings()
@@ -85,6 +89,7 @@ class UpsamplerStage:
     spec: UNetSpec
     process: Process
     low_res: LowRes
+    drop_known: float
     weighting: Weighting
 
     def init(self, key: Key[Array, ""]) -> Params:
@@ -99,6 +104,7 @@ class UpsamplerStage:
         noise = common.draw_noise(keys, x_0.shape[1:])
         x_low = self.low_res.from_high(x_0, common.stream(keys, common.DEGRADE))
         cond = UNetCond(low_res=self.low_res.condition(x_low))
+        cond = common.with_holes(self.spec, cond, x_0, keys, self.drop_known)
 
         def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
             dropout_keys = common.stream(keys, common.DROPOUT)
@@ -110,7 +116,9 @@ class UpsamplerStage:
 
 def blueprint(config: UpsamplerConfig) -> Blueprint:
     """The run that `config` describes."""
-    stage = UpsamplerStage(config.model, config.process.build(), config.low_res, config.weighting)
+    stage = UpsamplerStage(
+        config.model, config.process.build(), config.low_res, config.drop_known, config.weighting
+    )
     batch = config.data.holding(config.model.image_size, crop=config.crop)
     return Blueprint(stage=stage, rules=unet_rules(config.model), batch=batch)
 
@@ -142,7 +150,7 @@ def train_upsampler(config: UpsamplerConfig) -> State:
         run=config.run,
         meta=meta,
         preview=sample_preview(stage, whole_images),
-        start_params=common.load_start(config.start_from, "upsampler", config.model.image_size),
+        start_params=common.load_start(config.start_from, "upsampler", spec=config.model),
     )
 
 
@@ -159,7 +167,7 @@ def sample_preview(stage: UpsamplerStage, whole_images: common.Batches) -> Previ
             return unet.apply(stage.spec, params, x_t, t, cond)
 
         noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(len(images)))
-        cond = UNetCond(low_res=condition)
+        cond = drawing_whole(stage.spec, UNetCond(low_res=condition), len(images))
         return condition, sample(stage.process, model_fn, cond, DDIM(steps=8), noise, shape=x_0.shape)
 
     examples = functools.cache(lambda: common.first_examples(whole_images, 4)[f"image_{stage.spec.image_size}"])
