@@ -180,7 +180,7 @@ def overlay(how: StageSettings, given: Mapping[str, Any]) -> StageSettings:
 def stage_settings(
     bundle: Bundle, options: Request, settings: dict[str, StageSettings] | None = None
 ) -> dict[str, StageSettings]:
-    """`settings`, or the bundle's own, with the command's `prior`, `decoder` and `upsamplers`, if it has any, on top."""
+    """`settings`, or the bundle's, with the command's `prior`, `decoder` and `upsamplers`, if it has any, on top."""
     settings = dict(default_settings(bundle) if settings is None else settings)
     for name, how in settings.items():
         given = getattr(options, "upsamplers" if name.startswith("upsampler") else name, None)
