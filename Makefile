@@ -46,8 +46,9 @@ lint: $(STAMP)  ## style and types
 	$(PY) -m ruff check .
 	$(PY) -m pyright --pythonpath $(PY)
 
-bench: $(STAMP)  ## compile time, step time and memory of every stage
+bench: $(STAMP)  ## compile time, step time and memory of every stage; samplers side by side
 	$(PY) -m benchmarks.stages
+	$(PY) -m benchmarks.samplers
 
 $(PARITY_STAMP): requirements.txt pyproject.toml
 	test -x $(PARITY_PY) || $(PYTHON) -m venv $(PARITY_VENV)

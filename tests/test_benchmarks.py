@@ -1,4 +1,5 @@
-"""`python -m benchmarks.gpu` without GPU and torch; tests/parity/test_gpu_benchmark.py has both sides."""
+"""The benchmarks that compare. `benchmarks.gpu` is without GPU and torch here; tests/parity/test_gpu_benchmark.py has
+both sides."""
 
 import json
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, samplers
 from unclip_jax.errors import run_cli
 
 ROOT = Path(__file__).parent.parent
@@ -114,3 +115,19 @@ def test_a_side_that_ends_between_requests_says_why():
 )
 def test_peaks_go_by_whole_words(device, peak):
     assert gpu.peak_of(device) == peak
+
+
+def test_samplers_in_turn(tiny_folder, tiny_bundle, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(samplers, "text_to_image", lambda bundle, captions, **how: drawn.append(how["settings"]))
+    monkeypatch.setattr(samplers, "PAPER_STEPS", {"prior": 6, "decoder": 25, "upsampler_0": 2})
+    monkeypatch.setattr(sys, "argv", ["samplers", "--bundle", str(tiny_folder), "--images", "2", "--rounds", "3"])
+    samplers.main()
+    # Every way once to compile, and then round after round.
+    assert len(drawn) == 4 * 5 and drawn[:5] == drawn[5:10]
+    assert [how.steps for how in drawn[0].values()] == [6, 25, 2] and drawn[1] == tiny_bundle.sampling
+    assert {each["decoder"].guidance_scale for each in drawn} == {tiny_bundle.sampling["decoder"].guidance_scale}
+    rows = capsys.readouterr().out.splitlines()[-5:]
+    assert rows[0].startswith("| DDIM, steps as in the paper | 6 + 25 + 2 |")
+    assert rows[0].endswith("| 1.00 (1.00-1.00) |")
+    assert rows[4].startswith("| the same, decoder dpm++ 12 | 3 + 12 + 3 |")

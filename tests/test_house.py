@@ -89,8 +89,8 @@ ALLOWED = {
     "sample": ("unclip_jax",),
     "benchmarks": ("unclip_jax", "train", "sample"),
 }
-# Of data only these two run on the device.
-JAX_IN_DATA = {"unclip_jax.data.degrade", "unclip_jax.data.resize"}
+# Of data only these run on the device.
+JAX_IN_DATA = {"unclip_jax.data.degrade", "unclip_jax.data.holes", "unclip_jax.data.resize"}
 FORBIDDEN = ("torch", "torchvision", "tensorflow")
 
 

@@ -1,9 +1,14 @@
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from sample import inpaint
+from tests import tiny
 from tests.sample.helpers import assert_drawn_again, assert_one_line, call, pixels, tiles
+from unclip_jax import bundle as bundles
 from unclip_jax.data.transforms import fit, read_image
 from unclip_jax.images import read_text
 
@@ -56,6 +61,23 @@ def test_outside_the_mask_all_stays_to_the_bit(run, photo, tmp_path):
     mask_of(photo, (12, 4, 24, 20))
     assert run(*words, "--out", tmp_path / "x.png", "--overwrite").status == 0
     assert (tiles(pixels(tmp_path / "x.png"), 16)[0, 0][9, 4:10] != drawn[0][9, 4:10]).any()
+
+
+def test_a_bundle_whose_sampler_cannot_inpaint(run, photo, tiny_bundle, tmp_path):
+    """By default DDIM takes its place, but where the network was trained to inpaint."""
+    sampling = {name: dataclasses.replace(how, sampler="dpm++") for name, how in tiny_bundle.sampling.items()}
+    decoder = tiny_bundle.part("decoder")
+    decoder = tiny.weights(dataclasses.replace(decoder, spec=dataclasses.replace(decoder.spec, inpaints=True)), 9)
+    parts = tiny_bundle.parts | {"decoder": decoder}
+    bundles.save(dataclasses.replace(tiny_bundle, sampling=sampling, parts=parts), tmp_path / "bundle")
+    words = [photo, "--bundle", tmp_path / "bundle", "--box", "12,8,16,8", "--stop-at", 16, "--out", tmp_path / "x.png"]
+    result = run(*words)
+    assert result.status == 0, result.err
+    settings = json.loads(read_text(tmp_path / "x.png")["settings"])
+    assert {name: how["sampler"] for name, how in settings.items()} == {
+        "prior": "dpm++", "decoder": "dpm++", "upsampler_0": "ddim"
+    }  # fmt: skip
+    assert settings["upsampler_0"]["steps"] == 2
 
 
 def test_a_box_in_pixels_and_in_fractions(run, photo, tmp_path):
