@@ -27,6 +27,8 @@ def images(tiny_bundle):
 def test_eight_devices_draw_the_same_images(tiny_bundle, images):
     mesh = make_mesh(MeshSpec())
     np.testing.assert_array_equal(text_to_image(tiny_bundle, PROMPTS, seed=3, batch_size=2, mesh=mesh), images)
+    alone = text_to_image(tiny_bundle, PROMPTS, seed=3, batch_size=2, mesh=mesh, only=5)
+    np.testing.assert_array_equal(alone, images[5:6])
 
 
 def test_split_weights_draw_the_same_images(tiny_bundle, images):
