@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +17,33 @@ SUFFIXES = (".gif", ".mp4")
 
 def check_writable(path: Path) -> None:
     """Raises UserError for an .mp4 where what writes it is missing."""
-    if path.suffix.lower() == ".mp4" and not all(map(importlib.util.find_spec, ("imageio", "imageio_ffmpeg"))):
-        raise UserError("an .mp4 needs two packages more; run pip install 'unclip_jax[video]', or write a .gif")
+    if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise UserError("an .mp4 needs one package more; run pip install imageio-ffmpeg, or write a .gif")
 
 
 def save_animation(path: Path, frames: UInt8[np.ndarray, "n h w 3"], frames_per_second: float) -> None:
-    """Writes a .gif, which plays for ever, or an .mp4."""
+    """Writes a .gif, which plays for ever, or an .mp4, whose sides are made even, as H.264 asks."""
     if path.suffix.lower() == ".mp4":
-        import imageio.v3  # only for those who want it  # pyright: ignore[reportMissingImports]
-
-        how = {"extension": ".mp4", "plugin": "FFMPEG", "fps": frames_per_second, "macro_block_size": 2}
-        data = imageio.v3.imwrite("<bytes>", frames, **how)
-    else:
-        first, *others = [Image.fromarray(frame) for frame in frames]
-        buffer = io.BytesIO()
-        duration = round(1000 / frames_per_second)
-        first.save(buffer, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
-        data = buffer.getvalue()
+        with replacing(path) as draft:
+            _encode(draft, frames, frames_per_second)
+        return
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    duration = round(1000 / frames_per_second)
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
     with replacing(path) as draft:
-        draft.write_bytes(data)
+        draft.write_bytes(buffer.getvalue())
+
+
+def _encode(path: Path, frames: UInt8[np.ndarray, "n h w 3"], frames_per_second: float) -> None:
+    import imageio_ffmpeg  # only for those who want it  # pyright: ignore[reportMissingImports]
+
+    # Not by imageio itself: that forks, and a fork of a process with JAX's threads may hang.
+    _, height, width, _ = frames.shape
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{frames_per_second:g}", "-i", "-"]
+    even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-c:v", "libx264", "-crf", "17", "-pix_fmt", "yuv420p"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", *raw, *even, "-f", "mp4", str(path)]
+    done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").splitlines() or [f"status {done.returncode}"]
+        raise UserError(f"the .mp4 was not written ({lines[-1]}); write a .gif")

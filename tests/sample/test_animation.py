@@ -20,7 +20,8 @@ def test_a_gif(tmp_path):
 
 def test_an_mp4(tmp_path):
     check_writable(tmp_path / "x.mp4")
-    save_animation(tmp_path / "x.mp4", FRAMES, 8.0)
+    # Of an odd height, which is made even.
+    save_animation(tmp_path / "x.mp4", FRAMES[:, 1:], 8.0)
     data = (tmp_path / "x.mp4").read_bytes()
     # ISO/IEC 14496-12: box stsz counts the frames, tkhd ends with width and height in 16.16.
     start = data.index(b"stsz") + 4
@@ -31,9 +32,15 @@ def test_an_mp4(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
 
 
+def test_an_encoder_that_fails(tmp_path):
+    with pytest.raises(UserError, match="the .mp4 was not written .*; write a .gif"):
+        save_animation(tmp_path / "x.mp4", FRAMES[:, :, :0], 8.0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_an_mp4_needs(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "imageio_ffmpeg" else find(name))
-    with pytest.raises(UserError, match="an .mp4 needs two packages more; run pip install 'unclip_jax.video.'"):
+    with pytest.raises(UserError, match="an .mp4 needs one package more; run pip install imageio-ffmpeg"):
         check_writable(Path("x.mp4"))
     check_writable(Path("x.gif"))

@@ -41,7 +41,12 @@ def clip() -> CLIPConfig:
 
 
 def prior() -> PriorConfig:
-    """The diffusion prior, 1B."""
+    """The diffusion prior, 1B.
+
+    The paper samples it by Analytic-DPM, which needs statistics of the trained network: once packed,
+    `python -m unclip_jax.eval.statistics BUNDLE --data FOLDER` measures them, and `pack OUT --base BUNDLE --sampling
+    prior.sampler=analytic` makes it the default.
+    """
     return PriorConfig(
         model=paper_prior(),
         process=ProcessSpec(schedule="cosine", prediction="x0", variance="small"),
