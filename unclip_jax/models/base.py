@@ -1,5 +1,6 @@
 """What every spec and network shares."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast
 
@@ -18,7 +19,13 @@ Null = Literal["learned", "empty_caption"]
 
 
 def abstract(init_params: Callable[..., Params], spec: Any) -> Params:
-    """Shapes and dtypes of `init_params(spec, key)`, computed without allocating them."""
+    """Shapes and dtypes of `init_params(spec, key)`, computed without allocating them; a tree of the caller's own."""
+    return jax.tree.map(lambda leaf: leaf, _traced(init_params, spec))
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(init_params: Callable[..., Params], spec: Any) -> Params:
+    """Once for each spec: tracing a large network takes longer than reading its weights."""
     return jax.eval_shape(lambda key: init_params(spec, key), jax.random.key(0))
 
 
