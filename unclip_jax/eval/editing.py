@@ -6,7 +6,7 @@
     variations      how often colour and shape are kept, and how far the pixels move (root mean square, of 0 to 1)
     text diff       for every theta: how often the new colour (or shape) is there, and the old shape (or colour), place
     interpolation   how often the ends show what the two pictures do, and the largest step over the mean step
-    inpainting      how often the asked object stands in the hole, and the gradient across the border over beside it
+    inpainting      how often the asked object stands in the hole, and gradients across its border and beside it
 
 Pictures are the renderer's own: test scenes with one object, of a colour and shape seen together in training. All but
 inversion runs the whole cascade unless `--stop-at` says otherwise; ways go between the first images / frames pictures.
@@ -28,10 +28,10 @@ from PIL import Image
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.cascade import decode, stages_until
+from unclip_jax.cascade import decode, default_settings, stages_until
 from unclip_jax.data import draw, shapes
 from unclip_jax.data.transforms import fit
-from unclip_jax.editing.inpainting import inpaint
+from unclip_jax.editing.inpainting import inpaint, suited
 from unclip_jax.editing.interpolation import along, even, stops
 from unclip_jax.editing.inversion import faithful, invert, psnr
 from unclip_jax.editing.points import embed_images, tokenise
@@ -277,6 +277,7 @@ def inpainting(subject: Subject) -> tuple[str, list[np.ndarray]]:
     captions = [case.caption for case in subject.cases]
     captions = captions[1:] + captions[:1]
     hole = hole_of(subject)
+    settings = suited(bundle, default_settings(bundle))
     z_i = jnp.asarray(text_to_embedding(bundle, captions, seed=options.seed, batch_size=options.batch_size))
     tokens, mask = tokenise(bundle, captions)
     drawn, size = [], min(options.batch_size, len(captions))
@@ -290,6 +291,7 @@ def inpainting(subject: Subject) -> tuple[str, list[np.ndarray]]:
             *told,
             subject.key,
             indices=jnp.asarray(rows),
+            settings=settings,
             stop_at=options.stop_at,
         )
         drawn.append(to_uint8(list(stages)[-1].value))
@@ -298,23 +300,29 @@ def inpainting(subject: Subject) -> tuple[str, list[np.ndarray]]:
     same = bool(np.array_equal(images * outside, before * outside))
     found = one_object(images)
     asked = [shapes.parse(caption).objects[0] for caption in captions]
-    right, seam = alike(found, asked, "colour", "shape"), seam_ratio(images, np.asarray(hole))
-    line = f"asked object {right:.0f} %, outside identical: {same}, gradient across the border over beside {seam:.2f}"
+    right, (inside, across, outside) = alike(found, asked, "colour", "shape"), gradients(images, np.asarray(hole))
+    line = (
+        f"asked object {right:.0f} %, outside identical: {same}; from a pixel to the next the images change by "
+        f"{across:.2f} of 255 levels across the border, {inside:.2f} inside it, {outside:.2f} outside it"
+    )
     return line, [before, images]
 
 
-def seam_ratio(images: UInt8[np.ndarray, "n h w 3"], hole: Bool[np.ndarray, "n h w"]) -> float:
-    """Mean absolute difference of neighbours across the border of the holes, over that of the pairs one further in and
-    one further out."""
+def gradients(images: UInt8[np.ndarray, "n h w 3"], hole: Bool[np.ndarray, "n h w"]) -> tuple[float, float, float]:
+    """Mean absolute difference of neighbouring pixels at the border of the holes: of pairs one further in, of those
+    across it, and of those one further out."""
     x = images.astype(np.float64)
-    across, beside = [], []
+    found: dict[str, list[np.ndarray]] = {"inside": [], "across": [], "outside": []}
     for axis in (1, 2):
         change = np.abs(np.diff(x, axis=axis)).mean(-1)
-        border = np.diff(hole.astype(np.int8), axis=axis) != 0
-        neighbours = np.roll(border, -1, axis) | np.roll(border, 1, axis)
-        across.append(change[border])
-        beside.append(change[neighbours & ~border])
-    return float(np.concatenate(across).mean() / max(np.concatenate(beside).mean(), 1e-6))
+        first, second = (np.take(hole, range(i, i + change.shape[axis]), axis) for i in (0, 1))
+        border = first != second
+        beside = np.roll(border, -1, axis) | np.roll(border, 1, axis)
+        found["across"].append(change[border])
+        found["inside"].append(change[beside & first & second])
+        found["outside"].append(change[beside & ~first & ~second])
+    inside, across, outside = (float(np.concatenate(each).mean()) for each in found.values())
+    return inside, across, outside
 
 
 MEASURES = {
