@@ -16,3 +16,5 @@ python=${PYTHON:-python}
   --description "A small cascade trained on captioned shapes: one or two coloured shapes, 128 px." \
   --clip runs/shapes/clip --prior runs/shapes/prior --decoder runs/shapes/decoder_2 \
   --upsamplers runs/shapes/upsampler_64 runs/shapes/upsampler_128
+# Principal components of z_i, which probing needs, and the prior's statistics for Analytic-DPM.
+"$python" -m unclip_jax.eval.statistics unclip_jax/assets/demo

@@ -138,7 +138,7 @@ def _describe(part: Part) -> str:
     if isinstance(spec, PriorSpec):
         return f"width {spec.width}, depth {spec.depth}; {diffusion}"
     sizes = f"{part.low_res_size} -> {spec.image_size} px" if part.low_res_size else f"{spec.image_size} px"
-    return f"{sizes}; {diffusion}"
+    return f"{sizes}; {diffusion}{'; inpaints' if spec.inpaints else ''}"
 
 
 if __name__ == "__main__":

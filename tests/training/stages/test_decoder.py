@@ -1,12 +1,16 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.nn.reference import random_params
+from tests.sample.helpers import tiles
 from tests.training.stages.examples import BATCH, conditions, encoders, example, keys
 from tests.training.stages.test_common import assert_share
 from unclip_jax.models import unet
+from unclip_jax.training.stages import decoder
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -50,3 +54,20 @@ def test_no_caption():
     (told,) = conditions(unet, dataclasses.replace(stage, spec=spec), params, frozen, batch, keys())
     assert told.tokens is None and told.hidden is None and told.drop_text is None
     assert told.z_i.shape == (BATCH, 16)
+
+
+def test_the_preview_of_a_decoder_that_inpaints_shows_it_inpainting():
+    stage, _, frozen, batch = example("decoder")
+    spec = dataclasses.replace(stage.spec, inpaints=True, dropout=0.0)
+    stage = dataclasses.replace(stage, spec=spec)
+    params = random_params(unet.abstract_params(spec))
+    preview = decoder.sample_preview(stage, lambda start: (each for each in [jax.tree.map(np.asarray, batch)]))
+    sheet = preview(params, frozen, 1)
+    real, whole, with_hole, filled = tiles(sheet, 8)
+    assert sheet.shape == (4 * 10 - 2, 8 * 10 - 2, 3)
+    np.testing.assert_array_equal(real, batch["image_8"][:8])
+    hole = (with_hole != real).any(-1)
+    assert (with_hole[hole] == 128).all() and 0.1 < hole.mean() < 0.9
+    np.testing.assert_array_equal(filled[~hole], real[~hole])
+    # In the hole it draws anew, and other than without what is around it.
+    assert (filled[hole] != real[hole]).mean() > 0.5 and (filled[hole] != whole[hole]).mean() > 0.5

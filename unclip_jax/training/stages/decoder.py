@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from unclip_jax.conditioning import decoder_cond, drawing_whole
+from unclip_jax.conditioning import decoder_cond, drawing_whole, known_part
 from unclip_jax.config import to_json
+from unclip_jax.data.holes import draw_holes
 from unclip_jax.diffusion.gaussian import Process, ProcessSpec
 from unclip_jax.diffusion.losses import Weighting, loss
 from unclip_jax.diffusion.noise import KeyNoise
@@ -181,24 +182,38 @@ def train_decoder(config: DecoderConfig) -> State:
 
 
 def sample_preview(stage: DecoderStage, batches: common.Batches) -> Preview:
-    """Eight real images above what the decoder draws from their z_i and captions (16 DDIM steps, no guidance)."""
+    """Eight real images above what the decoder draws from their z_i and captions (16 DDIM steps, no guidance). If it
+    inpaints, two rows more: the images with a hole, and how it fills that.
+    """
+    size = stage.spec.image_size
 
     @jax.jit
     def draw(params: Params, frozen: PyTree, batch: Batch) -> Array:
-        cond = drawing_whole(stage.spec, stage.encode(frozen, batch), len(batch["tokens"]))
-        shape = batch[f"image_{stage.spec.image_size}"].shape
+        x_0 = to_float(batch[f"image_{size}"])
+        cond = drawing_whole(stage.spec, stage.encode(frozen, batch), len(x_0))
+        shape = x_0.shape
+        if stage.spec.inpaints:
+            hole = draw_holes(jax.random.split(jax.random.key(1), len(x_0)), size, whole=0.0)
+            with_hole = dataclasses.replace(cond, known=known_part(x_0, hole))
+            cond = jax.tree.map(lambda *both: jnp.concatenate(both), cond, with_hole)
+            shape = 2 * len(x_0), *shape[1:]
 
         def model_fn(x_t: Array, t: Array, cond: UNetCond) -> Array:
             return unet.apply(stage.spec, params, x_t, t, cond)
 
         noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(shape[0]))
-        return sample(stage.process, model_fn, cond, DDIM(steps=16), noise, shape=shape)
+        drawn = sample(stage.process, model_fn, cond, DDIM(steps=16), noise, shape=shape)
+        if not stage.spec.inpaints:
+            return drawn
+        whole, filled = drawn[: len(x_0)], drawn[len(x_0) :]
+        hole = hole[..., None]
+        return jnp.concatenate([whole, jnp.where(hole, 0.0, x_0), jnp.where(hole, filled, x_0)])
 
     examples = functools.cache(lambda: common.first_examples(batches, 8))
 
     def preview(params: Params, frozen: PyTree, step: int) -> UInt8[np.ndarray, "h w 3"]:
         del step
-        real = np.asarray(examples()[f"image_{stage.spec.image_size}"])
+        real = np.asarray(examples()[f"image_{size}"])
         drawn = to_uint8(fetch(draw(params, frozen, examples())))
         return grid(np.concatenate([real, drawn]), columns=len(real))
 
