@@ -56,6 +56,8 @@ class Decoder:
     """How hard embedding and caption pull; 1 is no guidance."""
     guidance_interval: tuple[int, int] | None = None
     """Training steps, lowest and highest, between which there is guidance."""
+    guidance_rescale: float | None = None
+    """How far guided predictions are brought back to the contrast of unguided ones, from 0 to 1."""
     eta: float | None = None
     """Noise of DDIM, from 0 (none) to 1."""
 

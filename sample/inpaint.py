@@ -3,6 +3,7 @@
     python -m sample.inpaint photo.png --mask mask.png --prompt "a red circle" --bundle demo --out out/inpainted.png
     python -m sample.inpaint photo.png --box 0.25,0.25,0.5,0.5 --prompt "a red circle"       (the middle)
     python -m sample.inpaint photo.png --outpaint 64,0,64,0 --prompt "a red circle"          (64 px more left and right)
+    python -m sample.inpaint photos/ --mask masks/ --prompt "a red circle" --out out/inpainted/    (a file each)
 
 The prompt says what the whole picture is to show. Outside the hole every pixel stays what it is, once the image is
 cropped to its central square and resized to what the bundle draws.
@@ -19,18 +20,29 @@ import tyro
 from jaxtyping import Bool
 from PIL import Image
 
-from sample.common import Decoder, Drawing, Prior, cuts_told, in_batches, last, stage_settings
+from sample.common import (
+    Decoder,
+    Drawing,
+    Prior,
+    cuts_told,
+    image_files,
+    in_batches,
+    last,
+    read_fitted,
+    stage_settings,
+    stems,
+)
 from sample.output import Output
 from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.cascade import choose_settings, default_settings, stages_until
-from unclip_jax.data.transforms import fit, read_image, square_crop
+from unclip_jax.data.transforms import read_image, square_crop
 from unclip_jax.diffusion.samplers.repaint import Resampling
 from unclip_jax.editing.inpainting import BASE, inpaint, shrink_hole, suited
 from unclip_jax.editing.outpainting import Margins, outpaint
 from unclip_jax.editing.points import tokenise
 from unclip_jax.errors import UserError, run_cli
-from unclip_jax.images import to_float
+from unclip_jax.images import grid, to_float
 from unclip_jax.models.unet import UNetSpec
 from unclip_jax.text_to_image import text_to_embedding
 
@@ -39,19 +51,20 @@ from unclip_jax.text_to_image import text_to_embedding
 class Options(Drawing):
     """Draw a part of an image anew, or what lies around it."""
 
-    image: tyro.conf.Positional[Path]
-    """An image file of any size and kind; it is cropped to its central square."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files of any size and kind, or folders of them; each is cropped to its central square."""
     prompt: str
     """What the whole picture is to show."""
     mask: Path | None = None
-    """An image of the same size, white where to draw and black where not."""
+    """An image of the same size, white where to draw and black where not; or a folder with one for each image, which
+    is named as the image is."""
     box: str | None = None
     """Where to draw, instead of a mask: left,top,width,height in pixels of the image, or in fractions of its size where
     there is a decimal point, as in 0.25,0.25,0.5,0.5."""
     outpaint: str | None = None
     """Draw around the image instead: left,top,right,bottom, how many pixels of the size that the bundle draws."""
     num_images: int = 1
-    """Pictures to draw, each another way to fill the hole."""
+    """Pictures to draw of each image, each another way to fill the hole."""
     times: int = BASE.times
     """How often each stretch of the decoder's steps is gone through, so that old and new come to fit; 1 is fastest. A
     decoder that was trained to inpaint has no need of it."""
@@ -62,7 +75,8 @@ class Options(Drawing):
 
     def inputs(self) -> list[Path]:
         """As `Request.inputs`."""
-        return [self.image] if self.mask is None else [self.image, self.mask]
+        files = image_files(self.images)
+        return files if self.mask is None else [*files, *dict.fromkeys(mask_of(file, self.mask) for file in files)]
 
     def check(self) -> None:
         """As `Request.check`."""
@@ -76,11 +90,13 @@ class Options(Drawing):
 
 def run(options: Options) -> None:
     """Draws and saves."""
-    files = [f"{options.image.stem}_{number:02d}" for number in range(options.num_images)]
-    output = Output("sample.inpaint", options, files)
-    picture = read_image(options.image)
+    files = image_files(options.images)
+    # Of each image so many pictures, one after another.
+    of = np.repeat(np.arange(len(files)), options.num_images)
+    names = [f"{stem}_{number:02d}" for stem in stems(files) for number in range(options.num_images)]
+    output = Output("sample.inpaint", options, names)
     margins = None if options.outpaint is None else read_margins(options.outpaint)
-    marked = read_hole(options, picture) if margins is None else None
+    marked = [read_hole(options, file) for file in files] if margins is None else []
     compilation_cache.enable()
     bundle = store.load(options.bundle)
     bundle.part("prior")
@@ -88,16 +104,18 @@ def run(options: Options) -> None:
     settings = stage_settings(bundle, options, suited(bundle, default_settings(bundle)))
     settings = choose_settings(bundle, ["prior", *stages], settings)
     size = cast(UNetSpec, bundle.parts[stages[-1]].spec).image_size
-    captions = [options.prompt] * options.num_images
+    captions = [options.prompt] * len(of)
     with cuts_told():
         z_i = text_to_embedding(
             bundle, captions, seed=options.seed, settings=settings["prior"], batch_size=options.batch_size
         )
     tokens, mask = tokenise(bundle, captions)
-    known = fit(picture, size)
+    (known,) = read_fitted(files, size)
+    holes = np.concatenate([shrink_hole(jnp.asarray(hole)[None], size) for hole in marked]) if marked else None
 
     def draw(rows: np.ndarray) -> np.ndarray:
-        images = jnp.repeat(jnp.asarray(to_float(known))[None], len(rows), axis=0)
+        whole = known[of[rows]]
+        images = jnp.asarray(to_float(whole))
         told = jnp.asarray(z_i[rows]), tokens[rows], mask[rows], jax.random.key(options.seed)
         how = {
             "indices": jnp.asarray(rows),
@@ -105,30 +123,44 @@ def run(options: Options) -> None:
             "resampling": Resampling(jump=BASE.jump, times=options.times),
             "stop_at": options.stop_at,
         }
-        done = f"{rows[-1] + 1} of {options.num_images} images"
+        done = f"{rows[-1] + 1} of {len(of)} images"
         if margins is None:
-            hole = shrink_hole(jnp.asarray(marked)[None], size)
-            stages = inpaint(bundle, images, jnp.repeat(hole, len(rows), axis=0), *told, **how)
+            hole = cast(np.ndarray, holes)[of[rows]]
+            stages = inpaint(bundle, images, jnp.asarray(hole), *told, **how)
             drawn = last((f"{done}: {each.part}", each.value) for each in stages)
-            return np.where(np.asarray(hole)[..., None], drawn, known)
+            return np.where(hole[..., None], drawn, whole)
         canvases = enumerate(outpaint(bundle, images, margins, *told, **how), 1)
         drawn = last((f"{done}: window {number}", canvas) for number, canvas in canvases)
-        drawn[:, margins.top : margins.top + size, margins.left : margins.left + size] = known
+        drawn[:, margins.top : margins.top + size, margins.left : margins.left + size] = whole
         return drawn
 
-    images = in_batches(draw, options.num_images, options.batch_size, options.only)
-    about = {"prompt": options.prompt, "image": options.image.name}
+    images = in_batches(draw, len(of), options.batch_size, options.only)
+    about = {"prompt": options.prompt, "images": "\n".join(file.name for file in files)}
     ran = {name: settings[name] for name in ("prior", *stages)}
-    output.save(bundle, ran, images, about, [about] * options.num_images)
+    each = [{"prompt": options.prompt, "image": files[i].name} for i in of]
+    sheet = grid(images, options.num_images if len(files) > 1 else None)
+    output.save(bundle, ran, images, about, each, sheet)
 
 
-def read_hole(options: Options, picture: Image.Image) -> Bool[np.ndarray, "side side"]:
-    """Where to draw, in the central square of the image; UserError where that is nowhere."""
+def mask_of(image: Path, masks: Path) -> Path:
+    """The mask for an image: `masks` itself, or the image in that folder whose name is the image's up to the suffix."""
+    if not masks.is_dir():
+        return masks
+    found = [file for file in image_files([masks]) if file.stem == image.stem]
+    if not found:
+        raise UserError(f"{masks} has no mask for {image}; put one there that is named {image.stem}.png")
+    return found[0]
+
+
+def read_hole(options: Options, image: Path) -> Bool[np.ndarray, "side side"]:
+    """Where to draw, in the central square of an image; UserError where that is nowhere."""
+    picture = read_image(image)
     if options.mask is not None:
-        mask = read_image(options.mask)
+        file = mask_of(image, options.mask)
+        mask = read_image(file)
         if mask.size != picture.size:
-            sizes = [f"{image.width} x {image.height} px" for image in (mask, picture)]
-            raise UserError(f"{options.mask} is {sizes[0]} and {options.image} {sizes[1]}; give a mask of that size")
+            sizes = [f"{each.width} x {each.height} px" for each in (mask, picture)]
+            raise UserError(f"{file} is {sizes[0]} and {image} {sizes[1]}; give a mask of that size")
         mask = mask.convert("L")
     else:
         left, top, width, height = read_box(options.box or "", picture.size)
@@ -137,7 +169,7 @@ def read_hole(options: Options, picture: Image.Image) -> Bool[np.ndarray, "side 
     hole = np.asarray(square_crop(mask)) >= 128
     if not hole.any():
         how = "white" if options.mask is not None else "the box"
-        raise UserError(f"nothing of the image's central square is to be drawn; mark some of it ({how})")
+        raise UserError(f"nothing of the central square of {image} is to be drawn; mark some of it ({how})")
     return hole
 
 

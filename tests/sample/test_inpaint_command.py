@@ -56,11 +56,39 @@ def test_outside_the_mask_all_stays_to_the_bit(run, photo, tmp_path):
         assert np.abs(image[hole].astype(int) - known[hole]).mean() > 5
     assert (drawn[0] != drawn[1]).any()
     text = read_text(tmp_path / "x.png")
-    assert text["prompt"] == "a red circle" and text["image"] == "photo.png" and '"prior": {' in text["settings"]
+    assert text["prompt"] == "a red circle" and text["images"] == "photo.png" and '"prior": {' in text["settings"]
     assert_drawn_again(tmp_path / "x.png")
     mask_of(photo, (12, 4, 24, 20))
     assert run(*words, "--out", tmp_path / "x.png", "--overwrite").status == 0
     assert (tiles(pixels(tmp_path / "x.png"), 16)[0, 0][9, 4:10] != drawn[0][9, 4:10]).any()
+
+
+def test_a_folder_of_images_with_a_mask_each(run, photo, tmp_path):
+    boxes = {"a": (4, 0, 20, 32), "b": (20, 8, 36, 24)}
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for name, box in boxes.items():
+        image = read_image(photo)
+        (image if name == "a" else image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)).save(
+            tmp_path / f"images/{name}.png"
+        )
+        mask_of(photo, box).rename(tmp_path / f"masks/{name}.png")
+    words = [tmp_path / "images", "--mask", tmp_path / "masks", "--num-images", 2]
+    result = run(*words, "--out", tmp_path / "out")
+    assert result.status == 0 and "4 of 4 images" in result.err, result.err
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == ["a_00.png", "a_01.png", "b_00.png", "b_01.png"]
+    holes = {"a": np.s_[:, :4], "b": np.s_[2:6, 4:]}
+    for file in files:
+        known, hole = fit(read_image(tmp_path / f"images/{file.name[0]}.png"), 8), np.zeros((8, 8), bool)
+        hole[holes[file.name[0]]] = True
+        np.testing.assert_array_equal(pixels(file)[~hole], known[~hole])
+        assert (pixels(file)[hole] != known[hole]).any() and read_text(file)["image"] == f"{file.name[0]}.png"
+    assert (pixels(files[2]) != pixels(files[3])).any()
+    assert_drawn_again(files[3])
+    # On one sheet, a row for each image.
+    assert run(*words, "--out", tmp_path / "sheet.png").status == 0
+    np.testing.assert_array_equal(tiles(pixels(tmp_path / "sheet.png"), 8)[1, 1], pixels(files[3]))
 
 
 def test_a_bundle_whose_sampler_cannot_inpaint(run, photo, tiny_bundle, tmp_path):
@@ -115,9 +143,10 @@ def test_around_the_image(run, photo, tmp_path):
         ([], "give one of --mask, --box and --outpaint"),
         (["--box", "0,0,2,2", "--outpaint", "1,1,1,1"], "give one of --mask, --box and --outpaint"),
         (["--mask", "SMALL"], "small.png is 32 x 32 px and PHOTO 40 x 32 px; give a mask of that size"),
-        (["--mask", "BLACK"], "nothing of the image's central square is to be drawn; mark some of it (white)"),
+        (["--mask", "BLACK"], "nothing of the central square of PHOTO is to be drawn; mark some of it (white)"),
         (["--mask", "absent.png"], "absent.png: cannot be read"),
-        (["--box", "0,0,3,32"], "nothing of the image's central square is to be drawn; mark some of it (the box)"),
+        (["--mask", "MASKS"], "masks has no mask for PHOTO; put one there that is named photo.png"),
+        (["--box", "0,0,3,32"], "nothing of the central square of PHOTO is to be drawn; mark some of it (the box)"),
         (["--box", "0,0,3"], "cannot read --box 0,0,3; write four numbers, left,top,width,height"),
         (["--box", "0,0,0,3"], "--box 0,0,0,3 has no inside; write left,top,width,height, the last two above 0"),
         (["--box", "30,0,20,3"], "--box 30,0,20,3 reaches beyond the image, which is 40 x 32 px"),
@@ -135,8 +164,10 @@ def test_around_the_image(run, photo, tmp_path):
 def test_mistakes(run, photo, monkeypatch, tmp_path, words, line):
     Image.new("RGB", (32, 32), "white").save(tmp_path / "small.png")
     Image.new("RGB", (40, 32)).save(tmp_path / "black.png")
-    (tmp_path / "here").mkdir()
+    for name in ("here", "masks"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (40, 32), "white").save(tmp_path / "masks" / "other.png")
     monkeypatch.chdir(tmp_path / "here")
-    names = {"SMALL": tmp_path / "small.png", "BLACK": tmp_path / "black.png"}
+    names = {"SMALL": tmp_path / "small.png", "BLACK": tmp_path / "black.png", "MASKS": tmp_path / "masks"}
     assert_one_line(run(photo, *(names.get(word, word) for word in words)), line.replace("PHOTO", str(photo)))
     assert list((tmp_path / "here").iterdir()) == []
