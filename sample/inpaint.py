@@ -66,8 +66,7 @@ class Options(Drawing):
     num_images: int = 1
     """Pictures to draw of each image, each another way to fill the hole."""
     times: int = BASE.times
-    """How often each stretch of the decoder's steps is gone through, so that old and new come to fit; 1 is fastest. A
-    decoder that was trained to inpaint has no need of it."""
+    """How often each stretch of the decoder's steps is gone through, so that old and new come to fit; 1 is fastest."""
     out: Path = Path("out/inpainted.png")
     """A .png for all pictures in one grid, or a folder for one file each."""
     prior: Prior = Prior()

@@ -1,4 +1,4 @@
-"""A cascade whose networks were trained to inpaint; tests/sample/test_inpaint_command has one that was not."""
+"""A cascade whose networks were trained to inpaint; tests/sample/test_inpaint_command has one whose were not."""
 
 import dataclasses
 from unittest import mock
@@ -10,6 +10,7 @@ import pytest
 
 from tests import tiny
 from unclip_jax import cascade
+from unclip_jax.diffusion.samplers.repaint import Resampling
 from unclip_jax.editing import inpainting
 from unclip_jax.editing.inpainting import inpaint
 from unclip_jax.editing.points import tokenise
@@ -38,7 +39,7 @@ def images():
 
 
 HOLE = jnp.zeros((2, 16, 16), bool).at[0, 3:9, 4:11].set(True).at[1, :, 8:].set(True)
-STEPS = {name: StageSettings(sampler="dpm++", steps=2) for name in SIZES}
+STEPS = {"decoder": StageSettings(steps=2), "upsampler_0": StageSettings(sampler="dpm++", steps=2)}
 
 
 def told(bundle):
@@ -47,7 +48,8 @@ def told(bundle):
 
 
 def fill(bundle, images, hole=HOLE, **options):
-    drawn = inpaint(bundle, images, hole, *told(bundle), jax.random.key(0), settings=STEPS, **options)
+    options = {"settings": STEPS, "resampling": Resampling(times=1)} | options
+    drawn = inpaint(bundle, images, hole, *told(bundle), jax.random.key(0), **options)
     return {each.part: np.asarray(each.value) for each in drawn}
 
 
@@ -85,13 +87,13 @@ def test_each_network_is_told_what_is_known_at_its_size(bundle, images):
             np.testing.assert_array_equal(seen[size], np.broadcast_to([0, 0, 0, 1], (2, size, size, 4)))
 
 
-def test_any_sampler_draws_for_them_and_single_steps_for_the_others(bundle, images):
-    plain = dataclasses.replace(bundle, parts=bundle.parts | {"decoder": tiny.bundle().part("decoder")})
+def test_repaint_takes_single_steps_and_an_upsampler_that_inpaints_any(bundle, images):
+    fast = {name: StageSettings(sampler="dpm++", steps=2) for name in SIZES}
     with pytest.raises(UserError, match="decoder: sampler is dpm.., which cannot inpaint; set it to ddim or ddpm"):
-        fill(plain, images)
-    suited = inpainting.suited(plain, STEPS)
-    assert suited["upsampler_0"] == STEPS["upsampler_0"]
-    assert suited["decoder"] == StageSettings(sampler="ddim", steps=50)
-    assert inpainting.suited(bundle, STEPS) == STEPS
+        fill(bundle, images, settings=fast)
+    ddim = StageSettings(sampler="ddim", steps=50)
+    assert inpainting.suited(bundle, fast) == {"decoder": ddim, "upsampler_0": fast["upsampler_0"]}
+    assert inpainting.suited(tiny.bundle(), fast) == {"decoder": ddim, "upsampler_0": ddim}
+    assert inpainting.suited(tiny.bundle(), {"prior": fast["decoder"]}) == {"prior": fast["decoder"]}
     few = {"decoder": StageSettings(sampler="ddpm", steps=3)}
-    assert inpainting.suited(plain, few) == few
+    assert inpainting.suited(bundle, few) == few

@@ -92,20 +92,20 @@ def test_a_folder_of_images_with_a_mask_each(run, photo, tmp_path):
 
 
 def test_a_bundle_whose_sampler_cannot_inpaint(run, photo, tiny_bundle, tmp_path):
-    """By default DDIM takes its place, but where the network was trained to inpaint."""
+    """By default DDIM takes its place, but in an upsampler that was trained to inpaint."""
     sampling = {name: dataclasses.replace(how, sampler="dpm++") for name, how in tiny_bundle.sampling.items()}
-    decoder = tiny_bundle.part("decoder")
-    decoder = tiny.weights(dataclasses.replace(decoder, spec=dataclasses.replace(decoder.spec, inpaints=True)), 9)
-    parts = tiny_bundle.parts | {"decoder": decoder}
+    upsampler = tiny_bundle.part("upsampler_0")
+    spec = dataclasses.replace(upsampler.spec, inpaints=True)
+    parts = tiny_bundle.parts | {"upsampler_0": tiny.weights(dataclasses.replace(upsampler, spec=spec), 9)}
     bundles.save(dataclasses.replace(tiny_bundle, sampling=sampling, parts=parts), tmp_path / "bundle")
     words = [photo, "--bundle", tmp_path / "bundle", "--box", "12,8,16,8", "--stop-at", 16, "--out", tmp_path / "x.png"]
     result = run(*words)
     assert result.status == 0, result.err
     settings = json.loads(read_text(tmp_path / "x.png")["settings"])
     assert {name: how["sampler"] for name, how in settings.items()} == {
-        "prior": "dpm++", "decoder": "dpm++", "upsampler_0": "ddim"
+        "prior": "dpm++", "decoder": "ddim", "upsampler_0": "dpm++"
     }  # fmt: skip
-    assert settings["upsampler_0"]["steps"] == 2
+    assert settings["decoder"]["steps"] == 2
 
 
 def test_a_box_in_pixels_and_in_fractions(run, photo, tmp_path):

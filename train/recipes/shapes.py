@@ -1,6 +1,6 @@
 """The demo: a whole cascade on captioned shapes, CLIP to 128 px, for two CPU cores and an afternoon.
 
-COMMAND   make train-demo                     (all five stages, the decoder twice, then the bundle)
+COMMAND   make train-demo                     (all five stages, those of pixels more than once, then the bundle)
 DATA      60,000 captioned shapes at 128 px; six colour-shape pairs are never in it
 
 What has to be learnt is who is where, and a bag of words does not say it: "a red circle above a blue square" has the
@@ -112,12 +112,12 @@ def decoder() -> DecoderConfig:
         drop_caption=0.3,
         optim=dataclasses.replace(U_NET, learning_rate=5e-3, warmup_steps=200, ema_decay=0.998),
         run=RunConfig(workdir="runs/shapes/decoder", steps=6000, sample_every=1000, save_every=500, log_every=50),
-        sampling=StageSettings(steps=32, guidance_scale=1.5),
+        sampling=StageSettings(sampler="dpm++", steps=16, guidance_scale=1.5),
     )
 
 
 def decoder_inpaint() -> DecoderConfig:
-    """The shipped decoder made to inpaint: 2000 steps more, in which half of the images have a hole."""
+    """The shipped decoder made to inpaint as well: 2000 steps more, in which half of the images have a hole."""
     config = decoder()
     return dataclasses.replace(
         config,

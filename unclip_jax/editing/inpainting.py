@@ -4,8 +4,10 @@
 (2) upsampler: the same at its own size, on (1) as its condition
 (3) the image's own pixels outside the hole, to the bit
 
-A network that was trained to inpaint (`UNetSpec.inpaints`) is told what is known, and draws as ever; with any other,
-what is known takes the place of what it drew after every step (RePaint, 2201.09865).
+Known pixels take the place of those drawn after every step (RePaint, 2201.09865), which asks nothing of the network. If
+it was trained to inpaint (`UNetSpec.inpaints`), it is told what is known as well. For an upsampler that is enough, and
+it draws as ever; for a decoder it is not: z_i comes from the caption, knows nothing of what is around the hole, and is
+what the network would follow.
 
 A small pixel of which any part lies in the hole counts as hole: no trace of what is to go is left in what is known.
 """
@@ -57,12 +59,11 @@ def inpaint(
         images: in [-1, 1], of the size of the last stage that runs; in the holes they have no effect.
         hole: where to draw.
         z_i: of the whole images as they are to be, from the prior for instance.
-        resampling: of a decoder that was not trained to inpaint.
+        resampling: of the decoder.
         key, captioned, indices, settings, stop_at: as in `unclip_jax.cascade.decode`.
 
     Raises:
-        UserError: a hole is empty, a network not trained to inpaint has a sampler that looks back at steps before, or
-            what `decode` raises.
+        UserError: a hole is empty, RePaint has a sampler that looks back at steps before, or what `decode` raises.
         ValueError: images or holes have another size.
     """
     names = stages_until(bundle, stop_at, "decoder")
@@ -105,8 +106,9 @@ def suited(bundle: Bundle, settings: dict[str, StageSettings]) -> dict[str, Stag
 
 
 def _can_inpaint(part: Part, how: StageSettings) -> bool:
-    """RePaint, which all networks need that were not trained to inpaint, goes back and forth step by step."""
-    return cast(UNetSpec, part.spec).inpaints or not how.algorithm(part.x0_variance).is_multistep
+    """Whether the stage does without RePaint, or has a sampler of single steps for it."""
+    told = part.kind == "upsampler" and cast(UNetSpec, part.spec).inpaints
+    return told or not how.algorithm(part.x0_variance).is_multistep
 
 
 def shrink_hole(hole: Bool[Array, "b h w"], size: int) -> Bool[Array, "b {size} {size}"]:
@@ -131,7 +133,9 @@ def _inpaint_decoder(
     noise: NoiseSource,
 ) -> Array:
     cond = decoder_told(static, clip_spec, captioned, clip_params, z_i, tokens, mask)
-    return _fill(static, how, params, cond, known, hole, resampling, noise)
+    if cast(UNetSpec, static[0]).inpaints:
+        cond = dataclasses.replace(cond, known=known_part(known, hole))
+    return _repaint(static, how, params, cond, known, hole, resampling, noise)
 
 
 @program(3, 1)
@@ -145,10 +149,23 @@ def _inpaint_upsampler(
     hole: Array,
     noise: NoiseSource,
 ) -> Array:
-    return _fill(static, how, params, upsampler_told(static, low_res_size, images), known, hole, DETAIL, noise)
+    cond = upsampler_told(static, low_res_size, images)
+    if not cast(UNetSpec, static[0]).inpaints:
+        return _repaint(static, how, params, cond, known, hole, DETAIL, noise)
+    cond = dataclasses.replace(cond, known=known_part(known, hole))
+    drawn = sample(
+        how.build(static[1]),
+        how.guide(static[1], pixel_model(static, params)),
+        cond,
+        how.algorithm(static[3]),
+        noise,
+        shape=known.shape,
+        threshold=how.clip(1.0),
+    )
+    return jnp.where(hole[..., None], drawn, known)
 
 
-def _fill(
+def _repaint(
     static: Static,
     how: StageSettings,
     params: Params,
@@ -158,20 +175,14 @@ def _fill(
     resampling: Resampling,
     noise: Any,
 ) -> Array:
-    process, sampler, threshold = how.build(static[1]), how.algorithm(static[3]), how.clip(1.0)
-    model_fn, is_known = how.guide(static[1], pixel_model(static, params)), ~hole[..., None]
-    if cast(UNetSpec, static[0]).inpaints:
-        cond = dataclasses.replace(cond, known=known_part(known, hole))
-        drawn = sample(process, model_fn, cond, sampler, noise, shape=known.shape, threshold=threshold)
-        return jnp.where(is_known, known, drawn)
     return repaint(
-        process,
-        model_fn,
+        how.build(static[1]),
+        how.guide(static[1], pixel_model(static, params)),
         cond,
-        sampler,
+        how.algorithm(static[3]),
         noise,
         known=known,
-        is_known=is_known,
+        is_known=~hole[..., None],
         resampling=resampling,
-        threshold=threshold,
+        threshold=how.clip(1.0),
     )
