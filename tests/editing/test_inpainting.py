@@ -88,7 +88,7 @@ def test_each_network_is_told_what_is_known_at_its_size(bundle, images):
 
 
 def test_repaint_takes_single_steps_and_an_upsampler_that_inpaints_any(bundle, images):
-    fast = {name: StageSettings(sampler="dpm++", steps=2) for name in SIZES}
+    fast = {name: StageSettings(sampler="dpm++", steps=2, spacing="trailing") for name in SIZES}
     with pytest.raises(UserError, match="decoder: sampler is dpm.., which cannot inpaint; set it to ddim or ddpm"):
         fill(bundle, images, settings=fast)
     ddim = StageSettings(sampler="ddim", steps=50)

@@ -112,7 +112,7 @@ def decoder() -> DecoderConfig:
         drop_caption=0.3,
         optim=dataclasses.replace(U_NET, learning_rate=5e-3, warmup_steps=200, ema_decay=0.998),
         run=RunConfig(workdir="runs/shapes/decoder", steps=6000, sample_every=1000, save_every=500, log_every=50),
-        sampling=StageSettings(sampler="dpm++", steps=16, guidance_scale=1.5),
+        sampling=StageSettings(steps=32, guidance_scale=1.5),
     )
 
 

@@ -100,7 +100,7 @@ def suited(bundle: Bundle, settings: dict[str, StageSettings]) -> dict[str, Stag
     return {
         name: how
         if name == "prior" or _can_inpaint(bundle.parts[name], how)
-        else dataclasses.replace(how, sampler="ddim", steps=50)
+        else dataclasses.replace(how, sampler="ddim", steps=50, spacing="linspace")
         for name, how in settings.items()
     }
 
