@@ -96,7 +96,7 @@ def inpaint(
 
 
 def suited(bundle: Bundle, settings: dict[str, StageSettings]) -> dict[str, StageSettings]:
-    """`settings`, with DDIM's 50 steps for a stage whose sampler cannot inpaint; all else about it stays."""
+    """`settings`, with 50 evenly spaced steps of DDIM for a stage whose sampler cannot inpaint."""
     return {
         name: how
         if name == "prior" or _can_inpaint(bundle.parts[name], how)
