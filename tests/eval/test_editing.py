@@ -26,11 +26,6 @@ def test_gradients_at_the_border_of_a_hole():
     images = np.broadcast_to(row[None, None, :, None], (1, 12, 12, 3)).astype(np.uint8)
     inside, across, beside = gradients(images, hole)
     assert (inside, beside) == (5, 2) and across == pytest.approx(np.mean([48 - 6, 63 - 16]))
-    # The last column and the first are no neighbours.
-    hole[:] = False
-    hole[:, :, 6:] = True
-    images = np.where(hole[..., None], np.uint8(9), np.broadcast_to(np.uint8(9), (1, 12, 12, 3)))
-    assert gradients(images, hole) == (0, 0, 0)
 
 
 def test_what_counts_as_kept_and_as_reached():
