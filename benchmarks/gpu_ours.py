@@ -1,6 +1,6 @@
 """Our side of `python -m benchmarks.gpu`, which starts it, tells it what to do, and says how they talk.
 
-    python -m benchmarks.gpu_ours --what prior --size full --batch 64 --device gpu
+python -m benchmarks.gpu_ours --what prior --size full --batch 64 --device gpu
 """
 
 import dataclasses
@@ -281,9 +281,7 @@ def sampling(options: Options) -> tuple[dict[str, Any], Callable[[Implementation
     noise = [KeyNoise(key=jax.random.key(i), indices=jnp.arange(b)) for i in range(3)]
 
     def call_with(attention: Implementation) -> Call:
-        filled = {
-            name: dataclasses.replace(part, params=params[name]) for name, part in parts(size, attention).items()
-        }
+        filled = {name: dataclasses.replace(part, params=params[name]) for name, part in parts(size, attention).items()}
         bundle = Bundle(name="karlo", parts=filled, stats=stats)
 
         def call() -> np.ndarray:
@@ -294,7 +292,6 @@ def sampling(options: Options) -> tuple[dict[str, Any], Callable[[Implementation
         return call
 
     return {"parameters": parameter_count(params)}, call_with
-
 
 
 def run(call: Call, steps: int) -> tuple[float, float]:

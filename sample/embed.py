@@ -55,9 +55,7 @@ def main() -> None:
     bundle = store.load(options.bundle, parts=("clip", "prior"))
     settings = overlay(bundle.sampling.get("prior", StageSettings()), vars(options.prior))
     with cuts_told():
-        z_i = text_to_embedding(
-            bundle, prompts, seed=options.seed, settings=settings, batch_size=options.batch_size
-        )
+        z_i = text_to_embedding(bundle, prompts, seed=options.seed, settings=settings, batch_size=options.batch_size)
     write_npz(options.out, prompts=np.array(prompts), z_i=z_i)
     print(options.out)
 

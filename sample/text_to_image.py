@@ -1,7 +1,7 @@
 """Draw what a caption says.
 
-    python -m sample.text_to_image "a red circle above a blue square" --bundle demo --num-images 4 --out out/x.png
-    python -m sample.text_to_image --prompts prompts.txt --out out/            (one file per image)
+python -m sample.text_to_image "a red circle above a blue square" --bundle demo --num-images 4 --out out/x.png
+python -m sample.text_to_image --prompts prompts.txt --out out/            (one file per image)
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Draw variations of images: other pictures that CLIP takes for the same thing.
 
-    python -m sample.variations photo.jpg --bundle demo --num-images 4 --out out/variations.png
-    python -m sample.variations photo.jpg --from-inversion --eta 0.5 --out out/near.png    (stays closer to the image)
-    python -m sample.variations a.png b.png --out out/                                     (one file per variation)
+python -m sample.variations photo.jpg --bundle demo --num-images 4 --out out/variations.png
+python -m sample.variations photo.jpg --from-inversion --eta 0.5 --out out/near.png    (stays closer to the image)
+python -m sample.variations a.png b.png --out out/                                     (one file per variation)
 """
 
 import dataclasses

@@ -161,9 +161,7 @@ def test_settings_out_of_range(part, field, value, line):
 
 def test_bounds_themselves_are_allowed():
     process = ProcessSpec(num_steps=100)
-    StageSettings(steps=100, guidance_scale=0.0, eta=1.0, guidance_rescale=1.0, num_candidates=64).check(
-        "x", process
-    )
+    StageSettings(steps=100, guidance_scale=0.0, eta=1.0, guidance_rescale=1.0, num_candidates=64).check("x", process)
     StageSettings(steps=1, guidance_scale=100.0, num_candidates=1).check("x", process)
 
 

@@ -51,9 +51,7 @@ def folder(tmp_path_factory):
         train_decoder(config("decoder", folder, clip=str(folder / "clip_bundle")))
         train_upsampler(config("upsampler", folder))
     runs = {stage: folder / stage for stage in STAGES[:3]}
-    bundle_command.pack(
-        bundle_command.Pack(out=folder / "bundle", upsamplers=(folder / "upsampler",), **runs)
-    )
+    bundle_command.pack(bundle_command.Pack(out=folder / "bundle", upsamplers=(folder / "upsampler",), **runs))
     return folder
 
 
@@ -89,9 +87,7 @@ def test_a_run_goes_on_with_its_own_clip_only(folder, tiny_folder, monkeypatch, 
     # Where it lies does not matter.
     moved = config(stage, folder, clip=str(folder / "bundle"))
     assert int(train(moved).step) == 4
-    with pytest.raises(
-        UserError, match=f"^the clip is not the one that the run in .*{stage}/checkpoints was started"
-    ):
+    with pytest.raises(UserError, match=f"^the clip is not the one that the run in .*{stage}/checkpoints was started"):
         train(config(stage, folder, clip=str(tiny_folder)))
 
 

@@ -74,9 +74,7 @@ def bundle() -> Bundle:
     clip = dataclasses.replace(clip, clip_identity=identity(clip.params))
     prior, decoder, upsampler = tiny.prior(), tiny.decoder(), tiny.upsampler()
     # A random network that predicts v draws what its noise says; eps would give -1 and 1 only, x0 one answer.
-    processes = [
-        dataclasses.replace(config.process, prediction="v") for config in (prior, decoder, upsampler)
-    ]
+    processes = [dataclasses.replace(config.process, prediction="v") for config in (prior, decoder, upsampler)]
     parts = {
         "prior": Part(kind="prior", spec=prior.model, process=processes[0], clip_identity=clip.clip_identity),
         "decoder": Part(
@@ -91,8 +89,7 @@ def bundle() -> Bundle:
         name="tiny",
         license="Apache-2.0",
         description="random weights",
-        parts={"clip": clip}
-        | {name: weights(part, seed) for seed, (name, part) in enumerate(parts.items(), 1)},
+        parts={"clip": clip} | {name: weights(part, seed) for seed, (name, part) in enumerate(parts.items(), 1)},
         sampling={"prior": prior.sampling, "decoder": decoder.sampling, "upsampler_0": upsampler.sampling},
         tokenizer=tokenizer(),
         stats=EmbeddingStats(mean=jnp.linspace(-0.2, 0.2, 16), std=jnp.linspace(0.2, 0.3, 16)),

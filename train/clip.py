@@ -1,6 +1,6 @@
 """Train CLIP: an image and a text encoder with a common space. The other stages listen to it.
 
-    python -m train.clip RECIPE [--field.sub value]
+python -m train.clip RECIPE [--field.sub value]
 """
 
 from train import cli

@@ -1,6 +1,6 @@
 """Train the decoder: from CLIP's embedding of an image, and its caption, to pixels. Needs a trained CLIP.
 
-    python -m train.decoder RECIPE [--field.sub value]
+python -m train.decoder RECIPE [--field.sub value]
 """
 
 from train import cli

@@ -1,6 +1,6 @@
 """Train the prior: from a caption to CLIP's embedding of an image of it. Needs a trained CLIP.
 
-    python -m train.prior RECIPE [--field.sub value]
+python -m train.prior RECIPE [--field.sub value]
 """
 
 from train import cli

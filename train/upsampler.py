@@ -1,6 +1,6 @@
 """Train an upsampler: from a small image to a larger one. Needs images only.
 
-    python -m train.upsampler RECIPE [--field.sub value]
+python -m train.upsampler RECIPE [--field.sub value]
 """
 
 from train import cli

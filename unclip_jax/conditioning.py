@@ -71,7 +71,5 @@ def decoder_cond(
     if spec.text_width is not None:
         text = clip.encode_text(clip_spec, clip_params, tokens)
         empty = empty_caption(clip_spec, clip_params, tokens) if spec.null == "empty_caption" else None
-        return dataclasses.replace(
-            cond, hidden=text.hidden, z_t=text.z_t, mask=mask, drop_text=no_drop, empty=empty
-        )
+        return dataclasses.replace(cond, hidden=text.hidden, z_t=text.z_t, mask=mask, drop_text=no_drop, empty=empty)
     return cond

@@ -46,9 +46,7 @@ def to_uint8(images: Float[AnyArray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w c
     return np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def grid(
-    images: UInt8[np.ndarray, "n h w 3"], columns: int | None = None
-) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
+def grid(images: UInt8[np.ndarray, "n h w 3"], columns: int | None = None) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
     """Lays n images out row by row with white lines between them; nearly square if `columns` is None."""
     num_images, height, width, _ = images.shape
     columns = min(columns or math.ceil(math.sqrt(num_images)), num_images)

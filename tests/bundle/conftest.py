@@ -31,9 +31,7 @@ def whole(tokenizer) -> Bundle:
     clip = CLIPSpec(
         embed_dim=6,
         vision=VisionSpec(image_size=8, patch_size=4, width=8, depth=1, heads=1),
-        text=TextSpec(
-            vocab_size=tokenizer.vocab_size, context=5, width=8, depth=1, heads=1, eos_id=tokenizer.eos_id
-        ),
+        text=TextSpec(vocab_size=tokenizer.vocab_size, context=5, width=8, depth=1, heads=1, eos_id=tokenizer.eos_id),
     )
     prior = PriorSpec(embed_dim=6, context=5, text_width=8, width=8, depth=1, heads=1)
     unet = UNetSpec(image_size=8, channels=8, channel_mult=(1,), depth=1, learned_sigma=False, groups=4)
@@ -41,9 +39,7 @@ def whole(tokenizer) -> Bundle:
     upsamplers = [dataclasses.replace(unet, image_size=size, low_res=True) for size in (16, 32)]
     parts = {
         "clip": Part(kind="clip", spec=clip, clip_identity=CLIP_NAME),
-        "prior": Part(
-            kind="prior", spec=prior, process=ProcessSpec(prediction="x0"), clip_identity=CLIP_NAME
-        ),
+        "prior": Part(kind="prior", spec=prior, process=ProcessSpec(prediction="x0"), clip_identity=CLIP_NAME),
         "decoder": Part(kind="decoder", spec=decoder, process=LEARNED, clip_identity=CLIP_NAME),
         "upsampler_0": Part(kind="upsampler", spec=upsamplers[0], process=ProcessSpec(), low_res_size=8),
         "upsampler_1": Part(kind="upsampler", spec=upsamplers[1], process=ProcessSpec(), low_res_size=16),

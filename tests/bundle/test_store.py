@@ -85,9 +85,7 @@ def test_half_precision_halves_the_file_and_rounds(whole, saved, tmp_path, dtype
     assert 0.45 < sizes[0] / sizes[1] < 0.6
     loaded = bundles.load(tmp_path / dtype)
     for name, part in loaded.parts.items():
-        for leaf, original in zip(
-            jax.tree.leaves(part.params), jax.tree.leaves(whole.parts[name].params), strict=True
-        ):
+        for leaf, original in zip(jax.tree.leaves(part.params), jax.tree.leaves(whole.parts[name].params), strict=True):
             assert leaf.dtype == jnp.float32
             np.testing.assert_allclose(leaf, original, rtol=bound, atol=1e-6)
     assert_trees_equal(loaded.stats, whole.stats)
@@ -98,9 +96,7 @@ def test_half_precision_halves_the_file_and_rounds(whole, saved, tmp_path, dtype
 def test_weights_that_do_not_fit_in_float16_or_are_not_finite(whole, tmp_path):
     for value, message in ((1e6, "does not fit in float16; store it as bfloat16"), (np.nan, "is not finite")):
         clip = whole.parts["clip"]
-        broken = dataclasses.replace(
-            clip, params=clip.params | {"logit_scale": np.asarray(value, np.float32)}
-        )
+        broken = dataclasses.replace(clip, params=clip.params | {"logit_scale": np.asarray(value, np.float32)})
         bundle = dataclasses.replace(whole, parts=whole.parts | {"clip": broken})
         with pytest.raises(UserError, match=f"clip: tensor logit_scale {message}"):
             bundles.save(bundle, tmp_path / "x", dtype="float16")

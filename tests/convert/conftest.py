@@ -50,9 +50,7 @@ def karlo_bundle(clip_spec, tokenizer_folder) -> Bundle:
         Part(kind="clip", spec=dataclasses.replace(clip_spec, vision=None, contrastive=False, embed_dim=64)), 0
     )
     name = identity(clip.params)
-    prior = PriorSpec(
-        embed_dim=64, context=CONTEXT, text_width=64, width=WIDTH, depth=2, heads=2, null="empty_caption"
-    )
+    prior = PriorSpec(embed_dim=64, context=CONTEXT, text_width=64, width=WIDTH, depth=2, heads=2, null="empty_caption")
     decoder = UNetSpec(
         image_size=16,
         channels=64,
@@ -79,9 +77,7 @@ def karlo_bundle(clip_spec, tokenizer_folder) -> Bundle:
         "decoder": Part(
             kind="decoder", spec=decoder, process=ProcessSpec(variance="learned_range"), clip_identity=name
         ),
-        "upsampler_0": Part(
-            kind="upsampler", spec=upsampler, process=ProcessSpec(), low_res_size=16, experts=(1,)
-        ),
+        "upsampler_0": Part(kind="upsampler", spec=upsampler, process=ProcessSpec(), low_res_size=16, experts=(1,)),
     }
     rng = np.random.default_rng(9)
     return Bundle(
@@ -90,9 +86,7 @@ def karlo_bundle(clip_spec, tokenizer_folder) -> Bundle:
         description="imported from a UnCLIPPipeline",
         parts={"clip": dataclasses.replace(clip, clip_identity=name)}
         | {key: weights(part, seed) for seed, (key, part) in enumerate(parts.items(), 1)},
-        sampling={
-            key: dataclasses.replace(how, limit=5.0 if key == "prior" else 1.0) for key, how in PRESET.items()
-        },
+        sampling={key: dataclasses.replace(how, limit=5.0 if key == "prior" else 1.0) for key, how in PRESET.items()},
         tokenizer=read_tokenizer(tokenizer_folder),
         stats=EmbeddingStats(
             mean=jnp.asarray(rng.normal(size=64), jnp.float32),

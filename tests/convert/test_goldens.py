@@ -79,9 +79,7 @@ def test_super_resolution():
 def test_text_tower(activation):
     config, expected = golden(f"text_{activation}")
     text = hf_clip.text_spec(config, "golden", config["vocab_size"] - 1)
-    spec = CLIPSpec(
-        embed_dim=inputs.EMBED_DIM, text=text, contrastive=False, activation=activation, embedding="raw"
-    )
+    spec = CLIPSpec(embed_dim=inputs.EMBED_DIM, text=text, contrastive=False, activation=activation, embedding="raw")
     weights = params(Part(kind="clip", spec=spec), ("text_encoder", hf_clip.text_names(spec)))
     text = clip.encode_text(spec, weights, jnp.asarray(inputs.tokens(text.vocab_size)))
     assert_close(text.z_t, expected["z_t"])

@@ -22,9 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def peak_kilobytes(*words) -> int:
-    run = subprocess.run(
-        [sys.executable, "-c", IMPORT, *map(str, words)], capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", IMPORT, *map(str, words)], capture_output=True, text=True, check=True)
     return int(run.stdout.splitlines()[-1])
 
 

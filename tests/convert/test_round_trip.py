@@ -254,9 +254,7 @@ def test_karlo_original(karlo_bundle, clip_spec, tokenizer_folder, tmp_path):
     torch_save(tmp_path / karlo_original.UPSAMPLER_FILE, {"state_dict": networks})
     stats = tuple(np.asarray(value) for value in (karlo_bundle.stats.mean, karlo_bundle.stats.std))
     torch_save(tmp_path / "ViT-L-14_stats.th", stats)
-    sizes = karlo_original.Sizes(
-        decoder_size=16, upsampler_size=32, channel_mult=(1, 2), depth=1, attention_at=(8,)
-    )
+    sizes = karlo_original.Sizes(decoder_size=16, upsampler_size=32, channel_mult=(1, 2), depth=1, attention_at=(8,))
     imported, accounts = karlo_original.import_karlo_original(
         tmp_path, "karlo", tokenizer_folder=tokenizer_folder, sizes=sizes
     )

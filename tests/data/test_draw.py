@@ -119,9 +119,7 @@ def test_objects_at_the_border_are_cut_off():
 
 
 def test_second_object_leaves_the_first_alone():
-    scene, _ = next(
-        example for example in (shapes.example("train", i) for i in range(20)) if example[0].relation
-    )
+    scene, _ = next(example for example in (shapes.example("train", i) for i in range(20)) if example[0].relation)
     single = dataclasses.replace(scene, objects=scene.objects[:1], relation=None)
     both, first = draw.render(scene, 64), draw.render(single, 64)
     entry = scene.objects[0]

@@ -59,8 +59,7 @@ def assert_equal(left, right):
 def joined(hosts):
     """Global batches from the batches of each host in order."""
     return [
-        {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        for parts in zip(*hosts, strict=True)
+        {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for parts in zip(*hosts, strict=True)
     ]
 
 
@@ -150,8 +149,7 @@ def test_about_half_of_the_images_are_mirrored_at_every_size():
 def test_hosts_share_the_same_global_batches(tokenizer, process_count):
     expected = take(9, SOURCE, tokenizer, SPEC)  # past the end of the first epoch
     hosts = [
-        take(9, SOURCE, tokenizer, SPEC, process_index=p, process_count=process_count)
-        for p in range(process_count)
+        take(9, SOURCE, tokenizer, SPEC, process_index=p, process_count=process_count) for p in range(process_count)
     ]
     assert_equal(joined(hosts), expected)
 
@@ -160,10 +158,7 @@ def test_hosts_share_the_same_global_batches(tokenizer, process_count):
 def test_starting_at_a_step_goes_on_where_a_run_would_be(tokenizer, start_step):
     expected = take(start_step + 2, SOURCE, tokenizer, SPEC)[start_step:]
     assert_equal(take(2, SOURCE, tokenizer, SPEC, start_step=start_step), expected)
-    hosts = [
-        take(2, SOURCE, tokenizer, SPEC, start_step=start_step, process_index=p, process_count=2)
-        for p in (0, 1)
-    ]
+    hosts = [take(2, SOURCE, tokenizer, SPEC, start_step=start_step, process_index=p, process_count=2) for p in (0, 1)]
     assert_equal(joined(hosts), expected)
 
 

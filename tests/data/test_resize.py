@@ -61,9 +61,7 @@ def test_works_in_the_graph_and_keeps_the_dtype(images):
     for method in ("bicubic", "nearest", "area"):
         small = jax.jit(resize, static_argnums=(1, 2))(half, 10, method)
         assert small.dtype == jnp.bfloat16 and small.shape == (2, 10, 10, 3)
-        np.testing.assert_allclose(
-            small.astype(jnp.float32), resize(half.astype(jnp.float32), 10, method), atol=0.01
-        )
+        np.testing.assert_allclose(small.astype(jnp.float32), resize(half.astype(jnp.float32), 10, method), atol=0.01)
 
 
 def test_the_same_size_is_the_same_image(images):

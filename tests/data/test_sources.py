@@ -11,9 +11,7 @@ from unclip_jax.errors import UserError
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("data")
-    return lambda split: open_source(
-        "captioned_shapes", split, data_dir, resolution=32, num_train=6, num_test=2
-    )
+    return lambda split: open_source("captioned_shapes", split, data_dir, resolution=32, num_train=6, num_test=2)
 
 
 def test_captioned_shapes_by_name(shapes):

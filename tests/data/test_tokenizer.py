@@ -125,17 +125,13 @@ def test_pickled_for_a_reader_process(tokenizer):
 def clip_folder(folder, special_tokens_file, special_tokens):
     """A tokenizer laid out like CLIP's at Hugging Face: </w> suffixes, truncation, a template of specials."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    vocab = {
-        token: i for i, token in enumerate([*letters, *(f"{c}</w>" for c in letters), "ed</w>", "red</w>"])
-    }
+    vocab = {token: i for i, token in enumerate([*letters, *(f"{c}</w>" for c in letters), "ed</w>", "red</w>"])}
     model = tokenizers.models.BPE(vocab, [("e", "d</w>"), ("r", "ed</w>")], end_of_word_suffix="</w>")
     library = tokenizers.Tokenizer(model)
     library.normalizer = tokenizers.normalizers.Lowercase()
     library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     library.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
-    library.post_processor = tokenizers.processors.RobertaProcessing(
-        ("<|endoftext|>", 55), ("<|startoftext|>", 54)
-    )
+    library.post_processor = tokenizers.processors.RobertaProcessing(("<|endoftext|>", 55), ("<|startoftext|>", 54))
     library.enable_truncation(3)
     library.enable_padding(length=3)
     folder.mkdir()

@@ -41,9 +41,7 @@ def _found(colour: str | None, shape: str | None, x: float = 0.5, y: float = 0.5
 RED_ABOVE_BLUE = shapes.parse("a red circle above a blue square")
 
 
-@pytest.mark.parametrize(
-    ("resolution", "count", "least"), [(128, 300, 0.99), (64, 150, 0.97), (256, 30, 0.96)]
-)
+@pytest.mark.parametrize(("resolution", "count", "least"), [(128, 300, 0.99), (64, 150, 0.97), (256, 30, 0.96)])
 def test_true_images_pass(resolution, count, least):
     scenes, queries = zip(*_examples(count), strict=True)
     assert _accuracy([draw.render(scene, resolution) for scene in scenes], list(queries)) >= least

@@ -92,9 +92,7 @@ def conv3x3(params, x):
 
 def self_attention(params, x, heads, mask=None):
     b, n, d = np.shape(x)
-    query, key, value = (
-        dense(params[name], x).reshape(b, n, heads, d // heads) for name in ("query", "key", "value")
-    )
+    query, key, value = (dense(params[name], x).reshape(b, n, heads, d // heads) for name in ("query", "key", "value"))
     return dense(params["out"], attention(query, key, value, mask).reshape(b, n, d))
 
 

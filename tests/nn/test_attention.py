@@ -112,9 +112,7 @@ def attend_in_numpy(x, context=None, mask=None):
     return x + reference.dense(PARAMS["out"], out).reshape(x.shape)
 
 
-@pytest.mark.parametrize(
-    "told", [(), (CONTEXT,), (CONTEXT, CONTEXT_MASK)], ids=["pixels", "context", "masked context"]
-)
+@pytest.mark.parametrize("told", [(), (CONTEXT,), (CONTEXT, CONTEXT_MASK)], ids=["pixels", "context", "masked context"])
 def test_one_softmax_over_context_and_pixels(told):
     np.testing.assert_allclose(attend(X, *told), attend_in_numpy(X, *told), atol=3e-6)
 

@@ -139,9 +139,11 @@ def rows(size: str, rounds: int) -> Iterator[Row | str]:
         "prior",
         count(prior_part.params),
         channels_last(
-            lambda: pipeline.prior(
-                torch.from_numpy(x_t), their_t, caption.text_embeds, caption.last_hidden_state, their_mask
-            ).predicted_image_embedding
+            lambda: (
+                pipeline.prior(
+                    torch.from_numpy(x_t), their_t, caption.text_embeds, caption.last_hidden_state, their_mask
+                ).predicted_image_embedding
+            )
         ),
         lambda: apply_prior(prior_part.params, jnp.asarray(x_t), t, cond),
         rounds,

@@ -69,9 +69,7 @@ def test_text_proj_and_decoder(pipeline, bundle, told, guided):
                 for name, value in vars(cond).items()
                 if name != "empty"
             },
-            empty=type(cond.empty)(
-                **{name: jnp.concatenate([value] * 2) for name, value in vars(cond.empty).items()}
-            ),
+            empty=type(cond.empty)(**{name: jnp.concatenate([value] * 2) for name, value in vars(cond.empty).items()}),
         )
     with torch.no_grad():
         context, added = pipeline.text_proj(

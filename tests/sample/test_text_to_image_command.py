@@ -30,9 +30,7 @@ def draw(tiny_folder):
 
 def test_a_grid_that_says_how_it_was_drawn(draw, tmp_path, tiny_folder):
     out = tmp_path / "made" / "x.png"
-    status, stdout, err = draw(
-        PROMPT, "--num-images", 4, "--seed", 5, "--out", out, "--decoder.guidance-scale", 3
-    )
+    status, stdout, err = draw(PROMPT, "--num-images", 4, "--seed", 5, "--out", out, "--decoder.guidance-scale", 3)
     assert (status, stdout) == (0, f"{out}\n")
     assert [line.split(" in ")[0] for line in err.splitlines()] == [
         "4 of 4 images: prior (1 of 3)",

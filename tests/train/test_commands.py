@@ -95,9 +95,7 @@ def test_help_lists_the_recipes(command, stage):
     ],
 )
 def test_a_clip_that_is_not_there(command, tmp_path, clip, line):
-    assert_one_line(
-        command("prior", train_prior, "tiny", "--clip", clip, "--run.workdir", tmp_path / "run"), line
-    )
+    assert_one_line(command("prior", train_prior, "tiny", "--clip", clip, "--run.workdir", tmp_path / "run"), line)
     assert not (tmp_path / "run").exists()
 
 
@@ -117,9 +115,7 @@ def photos(folder):
 def test_a_folder_of_photographs_without_captions_trains_no_clip(command, tmp_path):
     folder = photos(tmp_path / "photos")
     words = ["tiny", "--data.source", folder, "--run.workdir", tmp_path / "run"]
-    assert_one_line(
-        command("clip", train_clip, *words), f"{folder} holds 5 images and no captions; put x.txt beside"
-    )
+    assert_one_line(command("clip", train_clip, *words), f"{folder} holds 5 images and no captions; put x.txt beside")
 
 
 def test_a_folder_of_photographs_trains_an_upsampler(command, tmp_path):

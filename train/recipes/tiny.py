@@ -28,9 +28,7 @@ def _run(name: str) -> RunConfig:
 def clip() -> CLIPConfig:
     """Two towers of one block."""
     vision = VisionSpec(image_size=16, patch_size=8, width=16, depth=1, heads=2)
-    return CLIPConfig(
-        model=CLIPSpec(embed_dim=16, vision=vision, text=TEXT), data=DATA, optim=OPTIM, run=_run("clip")
-    )
+    return CLIPConfig(model=CLIPSpec(embed_dim=16, vision=vision, text=TEXT), data=DATA, optim=OPTIM, run=_run("clip"))
 
 
 def prior() -> PriorConfig:

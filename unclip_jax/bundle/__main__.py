@@ -132,9 +132,7 @@ def _describe(part: Part) -> str:
     if isinstance(spec, CLIPSpec):
         towers = [f"images {spec.vision.image_size} px"] if spec.vision is not None else []
         return ", ".join(towers + ([f"captions {spec.text.context} tokens"] if spec.text is not None else []))
-    diffusion = (
-        f"{process.num_steps} {process.schedule} steps, predicts {process.prediction}" if process else ""
-    )
+    diffusion = f"{process.num_steps} {process.schedule} steps, predicts {process.prediction}" if process else ""
     if isinstance(spec, PriorSpec):
         return f"width {spec.width}, depth {spec.depth}; {diffusion}"
     sizes = f"{part.low_res_size} -> {spec.image_size} px" if part.low_res_size else f"{spec.image_size} px"

@@ -99,9 +99,7 @@ def _check_tokenizer(bundle: Bundle) -> None:
         if not isinstance(text, TextSpec):
             continue
         if bundle.tokenizer is None:
-            raise UserError(
-                f"{name} reads captions but there is no tokenizer; add the one it learned with"
-            )
+            raise UserError(f"{name} reads captions but there is no tokenizer; add the one it learned with")
         theirs = bundle.tokenizer
         _all_equal({f"{name}'s vocab_size": text.vocab_size, "the tokenizer's": theirs.vocab_size})
         _all_equal({f"{name}'s eos_id": text.eos_id, "the tokenizer's": theirs.eos_id})
@@ -137,9 +135,7 @@ def _check_sizes(bundle: Bundle) -> None:
                 "pack stages whose sizes meet"
             )
         if part.spec.image_size % part.low_res_size:
-            raise UserError(
-                f"{name} goes from {part.low_res_size} to {part.spec.image_size} px; use a whole factor"
-            )
+            raise UserError(f"{name} goes from {part.low_res_size} to {part.spec.image_size} px; use a whole factor")
         previous_name, size = name, part.spec.image_size
 
 

@@ -74,9 +74,7 @@ def assemble(
         if "tokenizer" in extra:
             own = from_json(Tokenizer, extra["tokenizer"], f"{path}: tokenizer")
             if tokenizer is not None and own != tokenizer:
-                raise UserError(
-                    f"{path} has another tokenizer than those before; pack runs that share one"
-                )
+                raise UserError(f"{path} has another tokenizer than those before; pack runs that share one")
             tokenizer = own
     return Bundle(
         name=name,

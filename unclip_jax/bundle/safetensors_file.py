@@ -1,8 +1,8 @@
 """Opens safetensors files, and writes them one tensor at a time, so that a model larger than memory can be stored.
 
-    8 bytes         length of the header, little-endian
-    header          JSON: {name: {"dtype", "shape", "data_offsets"}}, padded with spaces to a multiple of 8
-    numbers         one tensor after another, row by row
+8 bytes         length of the header, little-endian
+header          JSON: {name: {"dtype", "shape", "data_offsets"}}, padded with spaces to a multiple of 8
+numbers         one tensor after another, row by row
 """
 
 import dataclasses

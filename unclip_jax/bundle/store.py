@@ -61,9 +61,7 @@ class BundleConfig:
     files: dict[str, str]
 
 
-def save(
-    bundle: Bundle, folder: str | Path, *, dtype: StoredDtype = "float32", overwrite: bool = False
-) -> str:
+def save(bundle: Bundle, folder: str | Path, *, dtype: StoredDtype = "float32", overwrite: bool = False) -> str:
     """Writes a bundle; the folder appears whole or not at all.
 
     Args:

@@ -1,12 +1,12 @@
 """PyTorch checkpoints in, as bundles, and out again.
 
-    python -m unclip_jax.convert karlo FOLDER OUT              Karlo, text to image or variations, as the hub has it
-    python -m unclip_jax.convert karlo_original FOLDER OUT     the checkpoints that its authors released
-    python -m unclip_jax.convert kandinsky_prior FOLDER OUT    the prior of Kandinsky 2.1 or 2.2
-    python -m unclip_jax.convert hf_clip FOLDER OUT            a CLIP of Hugging Face, or one of its towers
-    python -m unclip_jax.convert open_clip SOURCE OUT          a CLIP of OpenCLIP's or OpenAI's
-    python -m unclip_jax.convert to_karlo BUNDLE OUT           a bundle as a folder that diffusers loads
-    python -m unclip_jax.convert to_hf_clip BUNDLE OUT         a bundle's CLIP as a folder that transformers loads
+python -m unclip_jax.convert karlo FOLDER OUT              Karlo, text to image or variations, as the hub has it
+python -m unclip_jax.convert karlo_original FOLDER OUT     the checkpoints that its authors released
+python -m unclip_jax.convert kandinsky_prior FOLDER OUT    the prior of Kandinsky 2.1 or 2.2
+python -m unclip_jax.convert hf_clip FOLDER OUT            a CLIP of Hugging Face, or one of its towers
+python -m unclip_jax.convert open_clip SOURCE OUT          a CLIP of OpenCLIP's or OpenAI's
+python -m unclip_jax.convert to_karlo BUNDLE OUT           a bundle as a folder that diffusers loads
+python -m unclip_jax.convert to_hf_clip BUNDLE OUT         a bundle's CLIP as a folder that transformers loads
 """
 
 import dataclasses

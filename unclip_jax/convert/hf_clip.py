@@ -95,9 +95,7 @@ def vision_names(spec: CLIPSpec) -> list[Entry]:
     tower = spec.image_tower
     entries = [
         Entry("class_token", "vision_model.embeddings.class_embedding", SAME),
-        Entry(
-            "patch_embed/kernel", "vision_model.embeddings.patch_embedding.weight", patches(tower.patch_size)
-        ),
+        Entry("patch_embed/kernel", "vision_model.embeddings.patch_embedding.weight", patches(tower.patch_size)),
         Entry("vision_positions", "vision_model.embeddings.position_embedding.weight", SAME),
         *norm("norm_pre", "vision_model.pre_layrnorm"),
         *norm("norm_post", "vision_model.post_layernorm"),
@@ -185,4 +183,3 @@ def clip_part(
     part = Part(kind="clip", spec=spec)
     params, accounts = import_params(sources, wanted(part), ignored)
     return dataclasses.replace(part, params=params), accounts
-

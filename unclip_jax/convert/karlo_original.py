@@ -175,9 +175,7 @@ def import_upsampler(folder: Path, sizes: Sizes) -> tuple[Part, list[Account]]:
         groups=sizes.groups,
         low_res=True,
     )
-    part = Part(
-        kind="upsampler", spec=spec, process=ProcessSpec(), low_res_size=sizes.decoder_size, experts=(1,)
-    )
+    part = Part(kind="upsampler", spec=spec, process=ProcessSpec(), low_res_size=sizes.decoder_size, experts=(1,))
     sources = [(tensors, within(f"expert_{i}/", "", unet_names(spec))) for i, tensors in enumerate(networks)]
     params, accounts = import_params(sources, wanted(part))
     return dataclasses.replace(part, params=params), accounts
@@ -257,4 +255,3 @@ def _shape(tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
     if len(shape) != rank:
         raise UserError(f"{tensors.path}: tensor {name} is missing or misshapen; this is no checkpoint of Karlo's")
     return shape
-

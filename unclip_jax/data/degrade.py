@@ -45,9 +45,7 @@ JPEG_LUMA = np.array(
 JPEG_CHROMA = np.full((8, 8), 99, np.float32)
 JPEG_CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 JPEG_TABLES = np.stack([JPEG_LUMA, JPEG_CHROMA, JPEG_CHROMA])
-RGB_TO_YCBCR = np.array(
-    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
-)
+RGB_TO_YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
 YCBCR_TO_RGB = np.linalg.inv(RGB_TO_YCBCR.astype(np.float64)).astype(np.float32)
 DCT = np.cos(np.pi / 8 * np.outer(np.arange(8), np.arange(8) + 0.5)) / 2
 DCT[0] /= np.sqrt(2)
@@ -75,9 +73,7 @@ class LowRes:
         if self.scale < 1:
             raise UserError(f"scale is {self.scale}; it must be at least 1")
         if self.blur_kernel % 2 == 0 or self.blur_kernel < 1 or self.blur_sigma <= 0:
-            raise UserError(
-                f"blur is {self.blur_kernel} px, sigma {self.blur_sigma}; give an odd width and sigma > 0"
-            )
+            raise UserError(f"blur is {self.blur_kernel} px, sigma {self.blur_sigma}; give an odd width and sigma > 0")
         if not 0 <= self.strength <= 1:
             raise UserError(f"strength is {self.strength}; it must lie in [0, 1]")
 
@@ -88,9 +84,7 @@ class LowRes:
         """
         size, width = x_high.shape[1:3]
         if size != width or size % self.scale:
-            raise UserError(
-                f"images of {size} x {width} px do not shrink by {self.scale}; give squares that do"
-            )
+            raise UserError(f"images of {size} x {width} px do not shrink by {self.scale}; give squares that do")
         x_low = jnp.clip(resize(x_high, size // self.scale), -1, 1)
         if self.degradation == "blur":
             kernel = _gaussian_kernel(self.blur_kernel, self.blur_sigma, self.blur_sigma, 0.0)
@@ -145,9 +139,7 @@ def _random_blur(x: Float[Array, "h w c"], key: Key[Array, ""], *, strength: flo
     return _filter(x, _gaussian_kernel(BSR_KERNEL, sigma[0], sigma_y, angle))
 
 
-def _random_resize(
-    x: Float[Array, "h w c"], key: Key[Array, ""], *, strength: float
-) -> Float[Array, "h w c"]:
+def _random_resize(x: Float[Array, "h w c"], key: Key[Array, ""], *, strength: float) -> Float[Array, "h w c"]:
     """Down by a random ratio and back up, each by a random method, as one matrix per axis."""
     rows = jnp.asarray(_down_up_matrices(x.shape[0], strength))
     columns = jnp.asarray(_down_up_matrices(x.shape[1], strength))

@@ -92,9 +92,7 @@ def batches(
     Returns a generator; close it (`contextlib.closing`) to stop its threads and processes.
     """
     if spec.batch_size % process_count:
-        raise UserError(
-            f"batch_size {spec.batch_size} is not a multiple of {process_count} hosts; make it one"
-        )
+        raise UserError(f"batch_size {spec.batch_size} is not a multiple of {process_count} hosts; make it one")
     if spec.context is not None and tokenizer is None:
         raise UserError("the batch asks for tokens (context is given) but there is no tokenizer; give one")
     if not len(source):
@@ -102,9 +100,7 @@ def batches(
     dataset = grain.MapDataset.source(source).seed(spec.seed).shuffle().repeat()
     # Randomness must come before the split over hosts, while an index is still one in the global stream.
     dataset = dataset.random_map(functools.partial(_example, spec=spec, tokenizer=tokenizer))
-    dataset = _HostSlice(
-        dataset, batch_size=spec.batch_size, process_index=process_index, process_count=process_count
-    )
+    dataset = _HostSlice(dataset, batch_size=spec.batch_size, process_index=process_index, process_count=process_count)
     dataset = dataset.batch(spec.batch_size // process_count)[start_step:]
     # A thread makes whole batches, so more threads than batches in the buffer would wait.
     dataset = dataset.to_iter_dataset(
@@ -116,9 +112,7 @@ def batches(
     return _iterate(dataset, shared_memory=num_workers > 0)
 
 
-def _iterate(
-    dataset: grain.IterDataset, *, shared_memory: bool
-) -> Generator[dict[str, np.ndarray], None, None]:
+def _iterate(dataset: grain.IterDataset, *, shared_memory: bool) -> Generator[dict[str, np.ndarray], None, None]:
     iterator = iter(dataset)
     try:
         for batch in iterator:

@@ -17,9 +17,7 @@ from jaxtyping import Array, Float, Float32
 Method = Literal["bicubic", "nearest", "area"]
 
 
-def resize(
-    images: Float[Array, "b h w c"], size: int, method: Method = "bicubic"
-) -> Float[Array, "b {size} {size} c"]:
+def resize(images: Float[Array, "b h w c"], size: int, method: Method = "bicubic") -> Float[Array, "b {size} {size} c"]:
     """Images at `size` x `size` px, in their own dtype.
 
     "bicubic" (Keys, a = -1/2) widens its kernel when it shrinks, so it is antialiased and equal to

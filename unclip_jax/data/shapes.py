@@ -172,9 +172,7 @@ def sample_scene(rng: np.random.Generator, *, unseen: bool = False, off_centre: 
     return Scene(objects=_place_two(rng, pairs, relation), background=background, relation=relation)
 
 
-def caption(
-    scene: Scene, rng: np.random.Generator, *, omit_colour: float = 0.0, say_places: float = 0.0
-) -> str:
+def caption(scene: Scene, rng: np.random.Generator, *, omit_colour: float = 0.0, say_places: float = 0.0) -> str:
     """An English caption: always shapes and relation; size, texture and background now and then.
 
     Args:
@@ -253,9 +251,7 @@ def _make_object(
     return Object(shape=shape, colour=colour, size=size, texture=_choice(rng, TEXTURES), **place)
 
 
-def _place_two(
-    rng: np.random.Generator, pairs: tuple[tuple[str, str], ...], relation: str
-) -> tuple[Object, ...]:
+def _place_two(rng: np.random.Generator, pairs: tuple[tuple[str, str], ...], relation: str) -> tuple[Object, ...]:
     """Two objects side by side along the relation's axis, in the middle of the image, give or take the jitter."""
     sizes = [_choice(rng, SIZES) for _ in pairs]
     radii = [rng.uniform(*_RADII_OF_TWO[size]) for size in sizes]

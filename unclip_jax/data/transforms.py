@@ -37,9 +37,7 @@ def read_image(file: str | Path | bytes, *, name: str | None = None) -> Image.Im
                 raise Image.DecompressionBombError
             return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenImage(
-            f"{name}: larger than the limit of {MAX_IMAGE_PIXELS:,} pixels; make it smaller"
-        ) from error
+        raise BrokenImage(f"{name}: larger than the limit of {MAX_IMAGE_PIXELS:,} pixels; make it smaller") from error
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(f"{name}: not an image that Pillow can read; convert it to PNG or JPEG") from error
     except BrokenImage as error:

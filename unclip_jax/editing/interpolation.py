@@ -32,9 +32,7 @@ def along(points: Float[Array, " p *dims"], places: Float[Array, " n"]) -> Float
     return slerp(points[first], points[first + 1], places - first)
 
 
-def even(
-    places: Float[np.ndarray, " m"], images: UInt8[np.ndarray, "m h w 3"], frames: int
-) -> Float[Array, " n"]:
+def even(places: Float[np.ndarray, " m"], images: UInt8[np.ndarray, "m h w 3"], frames: int) -> Float[Array, " n"]:
     """As many places as `stops` gives, between which the images change by equal amounts, from one point to the next.
 
     Args:

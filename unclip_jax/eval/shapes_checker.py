@@ -97,9 +97,7 @@ def judge(found: list[Found], query: Query) -> Verdict:
     if query.relation is not None:
         # Where both orders fit equally well, none can be said to stand in the relation: one of them does not.
         relation = all(
-            _holds(query.relation, *order)
-            for order, hit in zip(orders, hits, strict=True)
-            if hit == max(hits)
+            _holds(query.relation, *order) for order, hit in zip(orders, hits, strict=True) if hit == max(hits)
         )
     return Verdict(
         count=True,

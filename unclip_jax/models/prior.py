@@ -101,9 +101,7 @@ class Prior(nn.Module):
     spec: PriorSpec
 
     @nn.compact
-    def __call__(
-        self, x_t: Float[Array, "b d"], t: Int[Array, " b"], cond: PriorCond
-    ) -> Float[Array, "b d"]:
+    def __call__(self, x_t: Float[Array, "b d"], t: Int[Array, " b"], cond: PriorCond) -> Float[Array, "b d"]:
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         normal = nn.initializers.normal
         b = x_t.shape[0]

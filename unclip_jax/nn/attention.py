@@ -87,9 +87,7 @@ class SelfAttention(nn.Module):
     implementation: Implementation = "xla"
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "#b 1 #n n"] | None = None
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "#b 1 #n n"] | None = None) -> Float[Array, "b n d"]:
         width = x.shape[-1]
         head_shape = (*x.shape[:2], self.heads, width // self.heads)
         query, key, value = (

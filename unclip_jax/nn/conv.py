@@ -87,9 +87,7 @@ def _backward(residuals, grad: Array):
     # Without this a partitioner may give each device a part of the kernel's gradient, and all rows to work it out from.
     x, grad = split_rows(x), split_rows(grad)
     input_gradient = _convolve(grad, kernel[::-1, ::-1].swapaxes(2, 3))
-    filter_gradient = lax.platform_dependent(
-        x, grad, cpu=_filter_gradient_of_shifts, default=_filter_gradient_native
-    )
+    filter_gradient = lax.platform_dependent(x, grad, cpu=_filter_gradient_of_shifts, default=_filter_gradient_native)
     return input_gradient, filter_gradient
 
 

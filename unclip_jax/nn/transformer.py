@@ -67,9 +67,7 @@ class Transformer(nn.Module):
     implementation: Implementation = "xla"
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "#b 1 #n n"] | None = None
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "#b 1 #n n"] | None = None) -> Float[Array, "b n d"]:
         kind = rematerialised(Block, self.remat, prevent_cse=not self.scan)
 
         def block(name: str) -> Block:

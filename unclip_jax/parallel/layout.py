@@ -92,4 +92,3 @@ def total(tree: T) -> T:
 def all_rows(x: Array) -> Array:
     """The rows of the global batch, in order, of an array [b ...] that holds this trace's."""
     return lax.all_gather(x, PMAP_AXIS, tiled=True) if _pmapped() else x
-

@@ -83,9 +83,7 @@ class Checkpoints:
         self._folder = open_folder(workdir) / FOLDER
         self._meta = meta
         _make_shared(self._folder)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_period, cleanup_tmp_directories=True
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period, cleanup_tmp_directories=True)
         self._muted = contextlib.ExitStack()
         self._muted.enter_context(_orbax_muted())
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))

@@ -89,9 +89,7 @@ def to_int8(
     return jnp.maximum(k, share > 0).astype(jnp.uint8), scale
 
 
-def from_int8(
-    k: Integer[Array, "*n d"], scale: Float[Array, "*n 1"], levels: Levels
-) -> Float[Array, "*n d"]:
+def from_int8(k: Integer[Array, "*n d"], scale: Float[Array, "*n 1"], levels: Levels) -> Float[Array, "*n d"]:
     """Equation (3)."""
     k = k.astype(jnp.float32)
     return jnp.sign(k) * levels(jnp.abs(k)) * scale

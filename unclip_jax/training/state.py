@@ -75,9 +75,7 @@ def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = 
     )
 
 
-def _beside(
-    sharding: NamedSharding, param: jax.ShapeDtypeStruct, moment: jax.ShapeDtypeStruct
-) -> NamedSharding:
+def _beside(sharding: NamedSharding, param: jax.ShapeDtypeStruct, moment: jax.ShapeDtypeStruct) -> NamedSharding:
     """Where a moment of a parameter lies: as the parameter does, but for the dimensions that it has one number for."""
     if moment.shape == param.shape:
         return sharding

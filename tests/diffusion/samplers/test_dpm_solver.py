@@ -92,9 +92,7 @@ def test_the_first_order_is_ddim():
 def test_converges_at_second_order_and_ddim_at_first():
     counts = [20, 40, 80, 160]
     tables = [even_in_lambda(steps) for steps in counts]
-    errors = {
-        order: [solver_map(table, "ode", order).difference(flow(table)) for table in tables] for order in (1, 2)
-    }
+    errors = {order: [solver_map(table, "ode", order).difference(flow(table)) for table in tables] for order in (1, 2)}
     for order, found in errors.items():
         rates = np.log2(np.array(found[:-1]) / found[1:])
         assert (abs(rates - order) < 0.3).all(), (order, found)

@@ -92,8 +92,7 @@ def test_loss_of_an_example_is_its_own(kind):
     own, metrics = loss(params, frozen, batch, keys())
     others = np.arange(BATCH) != row
     changed = {
-        name: jnp.where(others.reshape(-1, *[1] * (x.ndim - 1)), jnp.roll(x, 3, axis=0), x)
-        for name, x in batch.items()
+        name: jnp.where(others.reshape(-1, *[1] * (x.ndim - 1)), jnp.roll(x, 3, axis=0), x) for name, x in batch.items()
     }
     other_keys = jnp.where(others, keys(seed=1), keys())
     again, _ = loss(params, frozen, changed, other_keys)
@@ -125,9 +124,7 @@ def test_clip_from_a_bundle(tiny_folder):
 
 
 def test_identity_survives_fewer_bits(tiny_bundle, tmp_path):
-    alone = dataclasses.replace(
-        tiny_bundle, parts={"clip": tiny_bundle.part("clip")}, sampling={}, stats=None
-    )
+    alone = dataclasses.replace(tiny_bundle, parts={"clip": tiny_bundle.part("clip")}, sampling={}, stats=None)
     bundles.save(alone, tmp_path / "half", dtype="float16")
     assert FrozenCLIP.load(str(tmp_path / "half")).identity == tiny.frozen_clip().identity
 

@@ -115,9 +115,7 @@ def train_clip(config: CLIPConfig) -> State:
         tokenizer = Tokenizer.train(captions, config.model.text_tower.vocab_size)
     else:
         tokenizer = Tokenizer.from_file(config.tokenizer)
-    text = dataclasses.replace(
-        config.model.text_tower, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
-    )
+    text = dataclasses.replace(config.model.text_tower, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
     plan = blueprint(config)
 

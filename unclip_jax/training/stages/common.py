@@ -181,9 +181,7 @@ class FrozenCLIP:
         part = bundle.part("clip")
         if not isinstance(part.spec, CLIPSpec) or bundle.tokenizer is None or part.clip_identity is None:
             raise UserError(f"{where} has no CLIP with a tokenizer; choose another bundle")
-        return cls(
-            spec=part.spec, params=part.params, tokenizer=bundle.tokenizer, identity=part.clip_identity
-        )
+        return cls(spec=part.spec, params=part.params, tokenizer=bundle.tokenizer, identity=part.clip_identity)
 
 
 def reading(own: TextSpec | None, clip_spec: CLIPSpec) -> TextSpec | None:
@@ -257,13 +255,10 @@ def with_holes(
     return dataclasses.replace(cond, known=known_part(x_0, hole))
 
 
-def diffusion_metrics(
-    terms: dict[str, Float[Array, " b"]], t: Int[Array, " b"], num_steps: int
-) -> StageMetrics:
+def diffusion_metrics(terms: dict[str, Float[Array, " b"]], t: Int[Array, " b"], num_steps: int) -> StageMetrics:
     """Each term of a diffusion loss, and "mse" again in four quarters of the timesteps (q0 has the least noise)."""
     metrics = {name: (value, jnp.ones_like(value)) for name, value in terms.items()}
     quarter = t * 4 // num_steps
     for i in range(4):
         metrics[f"mse_q{i}"] = (terms["mse"], (quarter == i).astype(jnp.float32))
     return metrics
-

@@ -107,9 +107,7 @@ class PriorStage:
         def model_fn(x_t: Array, t: Array, cond: PriorCond) -> Array:
             return prior.apply(self.spec, params, x_t, t, cond)
 
-        per_example, terms = loss(
-            self.process, model_fn, x_0, t, noise, cond, weighting=self.weighting
-        )
+        per_example, terms = loss(self.process, model_fn, x_0, t, noise, cond, weighting=self.weighting)
         metrics = common.diffusion_metrics(terms, t, self.process.schedule.num_steps)
         return per_example, metrics | self._cosines(model_fn, stats, z_i, told, noise)
 

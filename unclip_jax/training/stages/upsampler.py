@@ -116,9 +116,7 @@ class UpsamplerStage:
 
 def blueprint(config: UpsamplerConfig) -> Blueprint:
     """The run that `config` describes."""
-    stage = UpsamplerStage(
-        config.model, config.process.build(), config.low_res, config.drop_known, config.weighting
-    )
+    stage = UpsamplerStage(config.model, config.process.build(), config.low_res, config.drop_known, config.weighting)
     batch = config.data.holding(config.model.image_size, crop=config.crop)
     return Blueprint(stage=stage, rules=unet_rules(config.model), batch=batch)
 
