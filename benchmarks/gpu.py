@@ -38,8 +38,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from unclip_jax import command_line
-from unclip_jax.errors import UserError, run_cli
+from unclip_jax.core import command_line
+from unclip_jax.core.errors import UserError, run_cli
 
 What = Literal["prior", "decoder", "sampling"]
 ROOT = Path(__file__).parent.parent

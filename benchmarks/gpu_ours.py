@@ -16,14 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from unclip_jax import command_line
 from unclip_jax.bundle.parts import Bundle, Part
 from unclip_jax.cascade import draw_embedding, draw_image, upsample
 from unclip_jax.convert.karlo import PRESET
+from unclip_jax.core import command_line
+from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.losses import loss
 from unclip_jax.diffusion.noise import KeyNoise
-from unclip_jax.errors import UserError, run_cli
 from unclip_jax.models import clip, prior, unet
 from unclip_jax.models.base import parameter_count
 from unclip_jax.models.clip import CLIPSpec, EncodedCaption, TextSpec
@@ -37,7 +38,6 @@ from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.stage import Batch, StageMetrics
 from unclip_jax.training.state import abstract_state, init, state_shardings
 from unclip_jax.training.step import make_step
-from unclip_jax.typing import Params
 
 CONTEXT, VOCABULARY = 77, 49408
 WARM_UP = 2

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unclip_jax import command_line
 from unclip_jax.bundle import store
+from unclip_jax.core import command_line
+from unclip_jax.core.errors import run_cli
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import open_source
-from unclip_jax.errors import run_cli
 
 BATCH = 32
 

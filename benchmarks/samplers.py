@@ -13,12 +13,12 @@ import time
 import jax
 import numpy as np
 
-from unclip_jax import command_line
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import default_settings
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.settings import SamplerName, StageSettings
+from unclip_jax.core import command_line
+from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.stages.settings import SamplerName, StageSettings
 from unclip_jax.text_to_image import text_to_image
 
 PAPER_STEPS = {"prior": 64, "decoder": 250, "upsampler_0": 27, "upsampler_1": 15}

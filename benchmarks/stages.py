@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from train.recipes import RECIPES
-from unclip_jax import command_line
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Kind
 from unclip_jax.cascade import default_settings, draw_embedding, draw_image, upsample
+from unclip_jax.core import command_line
+from unclip_jax.core.errors import run_cli
 from unclip_jax.diffusion.noise import KeyNoise
-from unclip_jax.errors import run_cli
 from unclip_jax.models import clip
 from unclip_jax.models.base import parameter_count
 from unclip_jax.models.prior import EmbeddingStats

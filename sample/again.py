@@ -15,11 +15,11 @@ import tyro
 from sample import decode, inpaint, interpolate, invert, probe, text_diff, text_to_image, upscale, variations
 from sample.common import Request
 from sample.output import AGAIN, Recipe, check_free, hashes
-from unclip_jax import command_line
 from unclip_jax.bundle import store
-from unclip_jax.config import from_json
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.images import read_text
+from unclip_jax.core import command_line
+from unclip_jax.core.config import from_json
+from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.images.png import read_text
 
 # A picture's text is data: it chooses among these, and nothing else is ever imported or run for it.
 COMMANDS: dict[str, ModuleType] = {

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from unclip_jax.errors import UserError
-from unclip_jax.files import replacing
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.files import replacing
 
 SUFFIXES = (".gif", ".mp4")
 

@@ -15,12 +15,12 @@ from jaxtyping import UInt8
 
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import default_settings
+from unclip_jax.core.errors import UserError
 from unclip_jax.data.folder import IMAGE_SUFFIXES
-from unclip_jax.data.transforms import fit, read_image
 from unclip_jax.diffusion.schedule import Spacing
-from unclip_jax.errors import UserError
-from unclip_jax.images import to_uint8
-from unclip_jax.settings import SamplerName, StageSettings
+from unclip_jax.images.pixels import to_uint8
+from unclip_jax.images.transforms import fit, read_image
+from unclip_jax.stages.settings import SamplerName, StageSettings
 from unclip_jax.text_to_image import CutWarning
 
 

@@ -14,10 +14,10 @@ from typing import cast
 from sample.common import Decoder, Drawing, overlay, stage_settings
 from sample.output import Output
 from sample.points import base_size, check_bundle, decode_points, read_how, read_npz
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.cascade import choose_settings, stages_until
-from unclip_jax.errors import UserError, run_cli
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.models.clip import CLIPSpec
 
 

@@ -16,10 +16,10 @@ import tyro
 from sample.common import Prior, cuts_told, overlay
 from sample.output import check_free, write_npz
 from sample.text_to_image import read_prompts
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.settings import StageSettings
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.text_to_image import text_to_embedding
 
 

@@ -18,12 +18,12 @@ import tyro
 from PIL import Image
 
 from sample.output import check_free, write_npz
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.data.folder import FolderSource
-from unclip_jax.data.transforms import fit
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.images import to_float
+from unclip_jax.images.pixels import to_float
+from unclip_jax.images.transforms import fit
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec
 

@@ -33,16 +33,16 @@ from sample.common import (
     stems,
 )
 from sample.output import Output
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.cascade import choose_settings, default_settings, stages_until
-from unclip_jax.data.transforms import read_image, square_crop
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.diffusion.samplers.repaint import Resampling
 from unclip_jax.editing.inpainting import BASE, inpaint, shrink_hole, suited
 from unclip_jax.editing.outpainting import Margins, outpaint
 from unclip_jax.editing.points import tokenise
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.images import grid, to_float
+from unclip_jax.images.pixels import grid, to_float
+from unclip_jax.images.transforms import read_image, square_crop
 from unclip_jax.models.unet import UNetSpec
 from unclip_jax.text_to_image import text_to_embedding
 

@@ -20,12 +20,12 @@ from sample.animation import SUFFIXES, check_writable, save_animation
 from sample.common import FromImages, Prior, cuts_told, overlay
 from sample.output import Output
 from sample.points import Points, base_size, decode_points, points_of, settings_for, source_names
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.editing.interpolation import along, even, stops
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.text_to_image import text_to_embedding
 
 SURVEY = 4

@@ -17,12 +17,13 @@ import tyro
 from sample.common import Drawing, Request, image_files, overlay, read_fitted, stems
 from sample.output import Record, check_free
 from sample.points import Points, base_size, decode_points, find_points, write_points
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.cascade import choose_settings
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.editing.inversion import CORRECTIONS, faithful, psnr
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.images import grid, save_png
+from unclip_jax.images.pixels import grid
+from unclip_jax.images.png import save_png
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,12 @@ from jaxtyping import UInt8
 
 from sample.common import Drawing, Request
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.config import to_json
-from unclip_jax.errors import UserError
-from unclip_jax.files import replacing
-from unclip_jax.images import grid, save_png
-from unclip_jax.settings import StageSettings
+from unclip_jax.core.config import to_json
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.files import replacing
+from unclip_jax.images.pixels import grid
+from unclip_jax.images.png import save_png
+from unclip_jax.stages.settings import StageSettings
 
 AGAIN = "again"
 

@@ -31,14 +31,14 @@ from sample.common import (
 from sample.output import write_npz
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import choose_settings, decode, stages_until
-from unclip_jax.config import from_json, to_json
+from unclip_jax.core.config import from_json, to_json
+from unclip_jax.core.errors import UserError
 from unclip_jax.editing.inversion import CORRECTIONS, faithful, invert
 from unclip_jax.editing.points import embed_images, tokenise
-from unclip_jax.errors import UserError
-from unclip_jax.images import grid, to_float
+from unclip_jax.images.pixels import grid, to_float
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

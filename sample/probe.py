@@ -16,12 +16,12 @@ import numpy as np
 from sample.common import FromImages
 from sample.output import Output
 from sample.points import decode_points, points_of, read_npz, source_names, with_originals
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.basis import Basis
 from unclip_jax.bundle.parts import Bundle
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.editing.probing import project
-from unclip_jax.errors import UserError, run_cli
 from unclip_jax.models.clip import CLIPSpec
 
 

@@ -17,10 +17,10 @@ import tyro
 from sample.common import FromImages
 from sample.output import Output
 from sample.points import decode_points, points_of, source_names, with_originals
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.editing.text_diff import text_diff
-from unclip_jax.errors import UserError, run_cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ import tyro
 
 from sample.common import Decoder, Drawing, Prior, cuts_told, stage_settings
 from sample.output import Output
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.images import grid
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.images.pixels import grid
 from unclip_jax.parallel.mesh import make_mesh, parse_mesh
 from unclip_jax.text_to_image import Progress, text_to_image
 

@@ -18,12 +18,12 @@ import tyro
 
 from sample.common import Drawing, image_files, in_batches, last, read_fitted, stage_settings, stems
 from sample.output import Output
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.cascade import choose_settings
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import run_cli
 from unclip_jax.editing.upscaling import upscale, upscaling_stages
-from unclip_jax.errors import run_cli
-from unclip_jax.images import to_float
+from unclip_jax.images.pixels import to_float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

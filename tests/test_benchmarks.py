@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu, samplers
-from unclip_jax.errors import run_cli
+from unclip_jax.core.errors import run_cli
 
 ROOT = Path(__file__).parent.parent
 # Quick to compile; times are not what is looked at.

@@ -8,11 +8,11 @@ import pytest
 from tests import tiny
 from unclip_jax import cascade
 from unclip_jax.cascade import default_settings, draw_embedding, draw_image, stages_until
+from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.noise import KeyNoise
-from unclip_jax.errors import UserError
 from unclip_jax.models import clip
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -4,7 +4,7 @@ import warnings
 
 from unclip_jax.bundle import find, load
 from unclip_jax.bundle.store import verify_files
-from unclip_jax.eval.shapes import GROUPS, cases, evaluate
+from unclip_jax.eval.shapes.cases import GROUPS, cases, evaluate
 from unclip_jax.text_to_image import text_to_image
 
 

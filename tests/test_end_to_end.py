@@ -9,9 +9,9 @@ import pytest
 from train.recipes import tiny
 from unclip_jax import bundle as bundles
 from unclip_jax.bundle import __main__ as bundle_command
-from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.errors import UserError
-from unclip_jax.settings import StageSettings
+from unclip_jax.core.errors import UserError
+from unclip_jax.stages.settings import StageSettings
+from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.text_to_image import text_to_image
 from unclip_jax.training.stages import prior
 from unclip_jax.training.stages.clip import train_clip

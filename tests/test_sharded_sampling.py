@@ -9,8 +9,8 @@ from unclip_jax.bundle import load
 from unclip_jax.cascade import upsample
 from unclip_jax.diffusion.noise import TapeNoise
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
-from unclip_jax.settings import StageSettings
 from unclip_jax.sharding import place
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.text_to_image import text_to_image
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

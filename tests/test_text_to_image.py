@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.text_to_image import CutWarning, Progress, text_to_image
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -10,11 +10,12 @@ import numpy as np
 from train.recipes import tiny
 from unclip_jax.bundle import Bundle, Part, identity
 from unclip_jax.bundle.parts import flatten, unflatten
-from unclip_jax.data import draw, shapes
+from unclip_jax.data.captioned_shapes import render as draw
+from unclip_jax.data.captioned_shapes import scenes as shapes
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import Record
-from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.models.prior import EmbeddingStats
+from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training.stages.common import FrozenCLIP
 
 NUM_TRAIN = tiny.DATA.num_train

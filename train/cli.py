@@ -7,10 +7,10 @@ from typing import Any
 import tyro
 
 from train.recipes import RECIPES
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle.parts import Kind
-from unclip_jax.config import suggest
-from unclip_jax.errors import UserError, run_cli
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.config import suggest
+from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.parallel import distributed
 
 

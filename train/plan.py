@@ -17,11 +17,11 @@ from typing import Any
 import jax
 
 from train.recipes import RECIPES
-from unclip_jax import command_line
 from unclip_jax.bundle.parts import Kind
-from unclip_jax.config import suggest
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.files import replacing
+from unclip_jax.core import command_line
+from unclip_jax.core.config import suggest
+from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.core.files import replacing
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.nn.remat import Remat
 from unclip_jax.parallel.mesh import MeshSpec, parse_mesh

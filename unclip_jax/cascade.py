@@ -20,20 +20,20 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from unclip_jax.bundle.parts import Bundle, Part
 from unclip_jax.conditioning import prior_cond
-from unclip_jax.config import suggest
+from unclip_jax.core.config import suggest
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
 from unclip_jax.diffusion.samplers import sample
-from unclip_jax.errors import UserError
 from unclip_jax.models import clip, prior
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
 from unclip_jax.parallel.step import batch_sharding
 from unclip_jax.programs import Static, decoder_told, pixel_model, program, static_of, upsampler_told
-from unclip_jax.settings import StageSettings
 from unclip_jax.sharding import mesh_of
-from unclip_jax.typing import Params
+from unclip_jax.stages.settings import StageSettings
 
 PRIOR_STREAM, DECODER_STREAM, UPSAMPLER_STREAM = range(3)
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from unclip_jax.core.typing import Params
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec, EncodedCaption
 from unclip_jax.models.prior import PriorCond, PriorSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
-from unclip_jax.typing import Params
 
 
 def known_part(images: Float[Array, "b h w 3"], hole: Bool[Array, "b h w"]) -> Float[Array, "b h w 4"]:

@@ -15,17 +15,17 @@ from jaxtyping import Array
 
 from unclip_jax.bundle.parts import Part
 from unclip_jax.conditioning import decoder_cond, drawing_whole
-from unclip_jax.data.degrade import LowRes
+from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.guidance import ModelFn
 from unclip_jax.diffusion.noise import KeyNoise
 from unclip_jax.diffusion.samplers import X0Variance
+from unclip_jax.images.degrade import LowRes
 from unclip_jax.models import unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
 from unclip_jax.parallel.layout import on_every_replica
 from unclip_jax.sharding import mesh_of
-from unclip_jax.typing import Params
 
 Static = tuple[Any, ProcessSpec, tuple[int, ...], X0Variance | None]
 """Of a part: what selects a program."""

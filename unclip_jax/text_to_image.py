@@ -21,14 +21,14 @@ from jaxtyping import Float, UInt8
 
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import cascade, choose_settings, draw_embedding, prior_noise, stages_until
-from unclip_jax.data.tokenizer import Encoded
-from unclip_jax.errors import UserError
-from unclip_jax.images import to_uint8
+from unclip_jax.core.errors import UserError
+from unclip_jax.images.pixels import to_uint8
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.parallel.distributed import fetch, put_whole
 from unclip_jax.parallel.step import batch_sharding
-from unclip_jax.settings import StageSettings
 from unclip_jax.sharding import place
+from unclip_jax.stages.settings import StageSettings
+from unclip_jax.text.tokenizer import Encoded
 
 
 class Progress(NamedTuple):

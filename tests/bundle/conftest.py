@@ -9,12 +9,12 @@ import pytest
 from tests.bundle.helpers import weights
 from unclip_jax import bundle as bundles
 from unclip_jax.bundle import Bundle, Part
-from unclip_jax.data.tokenizer import Tokenizer
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
+from unclip_jax.text.tokenizer import Tokenizer
 
 LEARNED = ProcessSpec(variance="learned_range")
 CLIP_NAME = "c" * 64

@@ -6,8 +6,8 @@ import pytest
 from tests.bundle.helpers import edit
 from unclip_jax import bundle as bundles
 from unclip_jax.bundle import Bundle
+from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion.gaussian import ProcessSpec
-from unclip_jax.errors import UserError
 from unclip_jax.models.prior import EmbeddingStats
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.bundle.helpers import edit_tensors
 from unclip_jax import bundle as bundles
 from unclip_jax.bundle import __main__
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 
 def test_info_prints_what_it_is(saved, capsys):

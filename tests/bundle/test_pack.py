@@ -11,11 +11,11 @@ import pytest
 from tests.helpers import assert_trees_equal
 from unclip_jax import bundle as bundles
 from unclip_jax.bundle import __main__, pack
-from unclip_jax.config import to_json
-from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.core.config import to_json
+from unclip_jax.core.errors import UserError
 from unclip_jax.editing.probing import fit_basis
-from unclip_jax.errors import UserError
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
+from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training.checkpoint import Checkpoints, Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.clip import CLIPConfig

@@ -12,8 +12,8 @@ from tests.helpers import assert_trees_equal
 from unclip_jax import bundle as bundles
 from unclip_jax.bundle import Bundle, store
 from unclip_jax.bundle.safetensors_file import write_safetensors
-from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
+from unclip_jax.text.tokenizer import Tokenizer
 
 
 def test_a_bundle_comes_back_bit_for_bit(whole, saved):

@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from unclip_jax import bundle as bundles
 from unclip_jax.convert import __main__ as convert
-from unclip_jax.errors import run_cli
+from unclip_jax.core.errors import run_cli
 
 
 @pytest.fixture

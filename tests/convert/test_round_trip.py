@@ -19,7 +19,7 @@ from unclip_jax.convert.hf_clip import import_clip, read_tokenizer
 from unclip_jax.convert.kandinsky_prior import import_kandinsky_prior
 from unclip_jax.convert.karlo import import_karlo
 from unclip_jax.convert.mapping import export_tensors
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 
 def loaded(bundle: Bundle, folder) -> Bundle:

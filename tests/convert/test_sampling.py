@@ -10,8 +10,8 @@ from PIL import Image
 from sample import embed, text_to_image, variations
 from unclip_jax import bundle as bundles
 from unclip_jax.bundle import Bundle, Part
-from unclip_jax.errors import run_cli
-from unclip_jax.images import read_text
+from unclip_jax.core.errors import run_cli
+from unclip_jax.images.png import read_text
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -75,7 +75,7 @@ def test_each_expert_acts_in_its_own_steps(folder):
 
     from unclip_jax.cascade import upsample
     from unclip_jax.diffusion.noise import KeyNoise
-    from unclip_jax.settings import StageSettings
+    from unclip_jax.stages.settings import StageSettings
 
     part = bundles.load(folder).part("upsampler_0")
     images = jnp.zeros((1, 16, 16, 3))

@@ -7,7 +7,7 @@ import pytest
 
 from tests.convert.torch_save import Call, Named, Storage, tensor, torch_save, write_archive
 from unclip_jax.convert.torch_file import TorchFile
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, ml_dtypes.bfloat16])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unclip_jax.core.errors import UserError
 from unclip_jax.data import folder as folder_module
 from unclip_jax.data.folder import FolderSource
-from unclip_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unclip_jax.core.errors import UserError
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import Record
-from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.data.transforms import fit
-from unclip_jax.errors import UserError
+from unclip_jax.images.transforms import fit
+from unclip_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unclip_jax.core.errors import UserError
 from unclip_jax.data.sources import Source, open_source
-from unclip_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 
 from tests import tiny
 from unclip_jax import cascade
+from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion.samplers.repaint import Resampling
 from unclip_jax.editing import inpainting
 from unclip_jax.editing.inpainting import inpaint
 from unclip_jax.editing.points import tokenise
-from unclip_jax.errors import UserError
 from unclip_jax.models import unet
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

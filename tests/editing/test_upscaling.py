@@ -7,8 +7,8 @@ import pytest
 
 from tests import tiny
 from unclip_jax.cascade import stage_noise, upsample
+from unclip_jax.core.errors import UserError
 from unclip_jax.editing.upscaling import upscale, upscaling_stages
-from unclip_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

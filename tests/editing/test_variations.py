@@ -7,8 +7,8 @@ import pytest
 
 from tests import tiny
 from unclip_jax.cascade import decode
+from unclip_jax.core.errors import UserError
 from unclip_jax.editing.variations import variations
-from unclip_jax.errors import UserError
 from unclip_jax.models import clip
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

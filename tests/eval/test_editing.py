@@ -3,12 +3,12 @@ import sys
 import numpy as np
 import pytest
 
-from unclip_jax.data.shapes import Object
-from unclip_jax.errors import run_cli
+from unclip_jax.core.errors import run_cli
+from unclip_jax.data.captioned_shapes.scenes import Object
 from unclip_jax.eval import editing
 from unclip_jax.eval.editing import alike, gradients, kept, moved, one_object
-from unclip_jax.eval.shapes_checker import Found
-from unclip_jax.images import read_text
+from unclip_jax.eval.shapes.checker import Found
+from unclip_jax.images.png import read_text
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests import tiny
 from unclip_jax.bundle import load, store
+from unclip_jax.core.errors import UserError
 from unclip_jax.editing.probing import fit_basis, project
-from unclip_jax.errors import UserError
 from unclip_jax.eval import statistics
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.text_to_image import text_to_embedding
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

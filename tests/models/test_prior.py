@@ -8,8 +8,8 @@ import pytest
 from tests.models import helpers
 from tests.models.helpers import PRIOR, TEXT, moved, params_of
 from tests.nn import reference
-from unclip_jax.config import from_json, to_json
-from unclip_jax.errors import UserError
+from unclip_jax.core.config import from_json, to_json
+from unclip_jax.core.errors import UserError
 from unclip_jax.models import prior
 from unclip_jax.models.prior import EmbeddingStats, PriorCond, PriorSpec
 

@@ -18,7 +18,7 @@ import numpy as np
 from tests import tiny
 from tests.training import toy
 from tests.training.stages.test_devices import OPTIM, STEPS, small
-from unclip_jax.errors import run_cli
+from unclip_jax.core.errors import run_cli
 from unclip_jax.parallel.distributed import ClusterSpec, fetch, from_all, gather_rows, put_whole, start
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.parallel.rules import match_rules

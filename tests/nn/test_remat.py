@@ -12,9 +12,9 @@ import pytest
 import unclip_jax
 from tests.models import helpers
 from tests.nn import reference
-from unclip_jax import command_line
-from unclip_jax.config import from_json, to_json
-from unclip_jax.errors import UserError
+from unclip_jax.core import command_line
+from unclip_jax.core.config import from_json, to_json
+from unclip_jax.core.errors import UserError
 from unclip_jax.models import prior, unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import PriorCond, PriorSpec

@@ -1,6 +1,6 @@
 import pytest
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel import distributed
 from unclip_jax.parallel.distributed import ClusterSpec, how_to_join
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.parallel.rules import REPLICATE, match_rules
 

@@ -191,9 +191,9 @@ def test_variations(pipeline, tmp_path):
     from PIL import Image
 
     from unclip_jax.cascade import draw_image, upsample
-    from unclip_jax.data.transforms import fit
-    from unclip_jax.images import to_float
-    from unclip_jax.settings import StageSettings
+    from unclip_jax.images.pixels import to_float
+    from unclip_jax.images.transforms import fit
+    from unclip_jax.stages.settings import StageSettings
 
     theirs = peers.karlo_variation(pipeline)
     theirs.save_pretrained(tmp_path / "hub")

@@ -22,7 +22,7 @@ from tests.parity.pipelines import GUIDED, STEPS, our_images, tapes_of, their_im
 from unclip_jax.diffusion import DDIM, DDPM, DPMSolver, Process, Schedule, Threshold, invert
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.noise import TapeNoise
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 
 SHAPE = (2, 4, 4, 3)
 NO_THRESHOLD = Threshold(kind="none")

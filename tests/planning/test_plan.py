@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.planning.libtpu import needs_libtpu
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import PriorSpec

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec
 from unclip_jax.planning.chips import CHIPS, Slice
 from unclip_jax.planning.plan import Memory, Plan

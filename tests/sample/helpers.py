@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from sample import again
-from unclip_jax.errors import run_cli
-from unclip_jax.images import read_text
+from unclip_jax.core.errors import run_cli
+from unclip_jax.images.png import read_text
 
 
 class Result(NamedTuple):

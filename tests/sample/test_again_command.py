@@ -7,7 +7,7 @@ import pytest
 from sample import again, text_to_image
 from tests.bundle.helpers import edit
 from tests.sample.helpers import assert_one_line, call, pixels
-from unclip_jax.images import read_text, save_png
+from unclip_jax.images.png import read_text, save_png
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

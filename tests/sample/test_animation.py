@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sample.animation import check_writable, save_animation
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 FRAMES = np.broadcast_to(np.arange(9, dtype=np.uint8)[:, None, None, None] * 28, (9, 32, 48, 3))
 

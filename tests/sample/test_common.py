@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sample.common import image_files, in_batches, stems
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 9])

@@ -3,7 +3,7 @@ import pytest
 
 from sample import decode, embed, text_to_image, upscale
 from tests.sample.helpers import assert_drawn_again, assert_one_line, call, pixels, tiles
-from unclip_jax.images import read_text
+from unclip_jax.images.png import read_text
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CAPTIONS = ["a red circle", "two rings"]

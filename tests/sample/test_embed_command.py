@@ -8,7 +8,7 @@ import pytest
 from sample import embed
 from tests import tiny
 from unclip_jax.cascade import cascade
-from unclip_jax.errors import run_cli
+from unclip_jax.core.errors import run_cli
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CAPTIONS = ["a red circle", "a blue square above a green star", "two rings"]

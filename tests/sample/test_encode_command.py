@@ -6,7 +6,7 @@ from PIL import Image
 
 from sample import encode
 from tests.train.test_commands import photos
-from unclip_jax.errors import run_cli
+from unclip_jax.core.errors import run_cli
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

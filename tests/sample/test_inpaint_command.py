@@ -9,8 +9,8 @@ from sample import inpaint
 from tests import tiny
 from tests.sample.helpers import assert_drawn_again, assert_one_line, call, pixels, tiles
 from unclip_jax import bundle as bundles
-from unclip_jax.data.transforms import fit, read_image
-from unclip_jax.images import read_text
+from unclip_jax.images.png import read_text
+from unclip_jax.images.transforms import fit, read_image
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

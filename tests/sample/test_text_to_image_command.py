@@ -11,7 +11,7 @@ from sample import text_to_image as command
 from tests.bundle.helpers import edit
 from tests.sample.helpers import assert_drawn_again, assert_one_line, call, pixels
 from unclip_jax.bundle import load
-from unclip_jax.images import read_text
+from unclip_jax.images.png import read_text
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

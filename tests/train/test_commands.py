@@ -10,8 +10,8 @@ from PIL import Image
 
 from train import cli
 from train.recipes import RECIPES, tiny
-from unclip_jax.config import to_json
-from unclip_jax.settings import StageSettings
+from unclip_jax.core.config import to_json
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.training.checkpoint import load_params
 from unclip_jax.training.stages.clip import train_clip
 from unclip_jax.training.stages.prior import train_prior

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from train.recipes import RECIPES
-from unclip_jax.config import from_json, to_json
+from unclip_jax.core.config import from_json, to_json
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "recipes"
 NAMES = [(stage, name) for stage, recipes in RECIPES.items() for name in recipes]

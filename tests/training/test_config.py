@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from unclip_jax.config import from_json, to_json
-from unclip_jax.errors import UserError
+from unclip_jax.core.config import from_json, to_json
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec
 from unclip_jax.training.config import OptimConfig, RunConfig
 

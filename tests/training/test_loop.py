@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.helpers import assert_trees_equal
 from tests.training.toy import FROZEN, Toy, batches, config
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.training.checkpoint import FOLDER, load_params
 from unclip_jax.training.loop import train
 from unclip_jax.training.metrics import FILE

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.optim import clip, kernel_mask, learning_rate, make_transform, update_ema
 

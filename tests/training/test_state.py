@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.helpers import assert_trees_equal
 from tests.training.toy import Toy
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.state import abstract_state, init, start_from, state_shardings

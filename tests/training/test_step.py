@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.helpers import assert_trees_equal, count_traces
 from tests.training.toy import BATCH, FROZEN, Toy, batches
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.parallel.step import compile_step
 from unclip_jax.training.config import OptimConfig

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.errors import run_cli
+from unclip_jax.core.errors import run_cli
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train

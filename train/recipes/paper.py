@@ -5,13 +5,13 @@ HARDWARE  TPU slices of 64 chips and more, over 64 of which parameters are split
           v5e:16x16` says what each stage needs there
 """
 
-from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.clip import vit_h16
 from unclip_jax.models.prior import paper_prior
 from unclip_jax.models.unet import paper_decoder, paper_upsampler_256, paper_upsampler_1024
 from unclip_jax.parallel.mesh import MeshSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.clip import CLIPConfig
 from unclip_jax.training.stages.common import DataConfig

@@ -3,10 +3,10 @@
 COMMAND   python -m train.upsampler photos --data.source PHOTOS --run.steps 500
 """
 
-from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.common import DataConfig
 from unclip_jax.training.stages.upsampler import UpsamplerConfig

@@ -20,13 +20,13 @@ The prior never meets a held-out pair in training; guidance holds it to the colo
 
 import dataclasses
 
-from unclip_jax.data import shapes
-from unclip_jax.data.degrade import LowRes
+from unclip_jax.data.captioned_shapes import scenes as shapes
 from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.clip import CLIPConfig
 from unclip_jax.training.stages.common import DataConfig

@@ -3,12 +3,12 @@
 COMMAND   python -m train.clip tiny && python -m train.prior tiny && python -m train.decoder tiny
 """
 
-from unclip_jax.data.degrade import LowRes
 from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.stages.clip import CLIPConfig
 from unclip_jax.training.stages.common import DataConfig

@@ -9,17 +9,17 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from unclip_jax import command_line
 from unclip_jax.bundle.check import check_fit
 from unclip_jax.bundle.pack import assemble
 from unclip_jax.bundle.parts import Bundle, Part, flatten
 from unclip_jax.bundle.sampling import changed
 from unclip_jax.bundle.store import StoredDtype, find, load, save, verify_files
-from unclip_jax.config import to_json
-from unclip_jax.errors import run_cli
+from unclip_jax.core import command_line
+from unclip_jax.core.config import to_json
+from unclip_jax.core.errors import run_cli
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import PriorSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unclip_jax.bundle.parts import Bundle, Part
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.models.clip import CLIPSpec, TextSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec

@@ -17,12 +17,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from unclip_jax.bundle.parts import SPECS, Bundle, Kind, Part, identity
-from unclip_jax.config import from_json
-from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.core.config import from_json
+from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion.gaussian import ProcessSpec
-from unclip_jax.errors import UserError
 from unclip_jax.models.prior import EmbeddingStats
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
+from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training.checkpoint import load_params
 
 

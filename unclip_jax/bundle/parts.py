@@ -9,16 +9,16 @@ import numpy as np
 from flax import traverse_util
 
 from unclip_jax.bundle.basis import Basis
-from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.samplers import X0Variance
-from unclip_jax.errors import UserError
 from unclip_jax.models import clip, prior, unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.settings import StageSettings
-from unclip_jax.typing import Params
+from unclip_jax.stages.settings import StageSettings
+from unclip_jax.text.tokenizer import Tokenizer
 
 Kind = Literal["clip", "prior", "decoder", "upsampler"]
 Spec = CLIPSpec | PriorSpec | UNetSpec

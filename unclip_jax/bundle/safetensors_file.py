@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 

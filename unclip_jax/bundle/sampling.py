@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 
-from unclip_jax.config import from_json, suggest, to_json
-from unclip_jax.errors import UserError
-from unclip_jax.settings import StageSettings
+from unclip_jax.core.config import from_json, suggest, to_json
+from unclip_jax.core.errors import UserError
+from unclip_jax.stages.settings import StageSettings
 
 
 def changed(sampling: dict[str, StageSettings], assignments: Sequence[str]) -> dict[str, StageSettings]:

@@ -16,15 +16,15 @@ from unclip_jax.bundle.basis import Basis
 from unclip_jax.bundle.check import check_fit, check_tensors
 from unclip_jax.bundle.parts import SPECS, Bundle, Kind, Part, flatten, identity, unflatten
 from unclip_jax.bundle.safetensors_file import Stored, open_safetensors, shapes_in, write_safetensors
-from unclip_jax.config import from_json, suggest, to_json
-from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.core.config import from_json, suggest, to_json
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.files import replacing
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.samplers import X0Variance
-from unclip_jax.errors import UserError
-from unclip_jax.files import replacing
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
+from unclip_jax.text.tokenizer import Tokenizer
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent.parent / "assets"

@@ -15,7 +15,6 @@ from typing import Annotated
 
 import tyro
 
-from unclip_jax import command_line
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.convert import export, karlo
@@ -24,7 +23,8 @@ from unclip_jax.convert.kandinsky_prior import import_kandinsky_prior
 from unclip_jax.convert.karlo_original import import_karlo_original
 from unclip_jax.convert.mapping import Account
 from unclip_jax.convert.open_clip import import_open_clip
-from unclip_jax.errors import UserError, run_cli
+from unclip_jax.core import command_line
+from unclip_jax.core.errors import UserError, run_cli
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

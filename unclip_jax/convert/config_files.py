@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any
 from unclip_jax.convert.config_files import expect, field, fields
 from unclip_jax.convert.layouts import SAME, Entry, conv, leading, linear, norm, pointwise, regrouped, within
 from unclip_jax.convert.unet_blocks import unet_blocks
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
 

@@ -14,20 +14,20 @@ import numpy as np
 
 from unclip_jax.bundle.parts import Bundle, Spec, flatten
 from unclip_jax.bundle.safetensors_file import Stored, write_safetensors
-from unclip_jax.config import to_json
 from unclip_jax.convert import diffusers_nets as nets
 from unclip_jax.convert import hf_clip
 from unclip_jax.convert.karlo import WEIGHTS
 from unclip_jax.convert.layouts import Entry, within
 from unclip_jax.convert.mapping import export_tensors
-from unclip_jax.data.tokenizer import Tokenizer
+from unclip_jax.core.config import to_json
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.files import replacing
 from unclip_jax.diffusion.gaussian import ProcessSpec
-from unclip_jax.errors import UserError
-from unclip_jax.files import replacing
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
+from unclip_jax.text.tokenizer import Tokenizer
 
 DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
 # How a network is computed is no property of its weights.

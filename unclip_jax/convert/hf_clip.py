@@ -15,9 +15,9 @@ from unclip_jax.convert.config_files import expect, field, fields
 from unclip_jax.convert.layouts import SAME, Entry, linear, norm, patches, within
 from unclip_jax.convert.mapping import Account, import_params, wanted
 from unclip_jax.convert.tensor_files import Tensors, find_weights, read_json
-from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
+from unclip_jax.text.tokenizer import Tokenizer
 
 LEGACY_EOS = 2
 IGNORED = ("*.embeddings.position_ids",)

@@ -11,7 +11,7 @@ from unclip_jax.convert.hf_clip import read_tokenizer
 from unclip_jax.convert.karlo import import_prior, import_towers
 from unclip_jax.convert.mapping import Account
 from unclip_jax.convert.tensor_files import read_json
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 PIPELINES = ("KandinskyPriorPipeline", "KandinskyV22PriorPipeline")
 

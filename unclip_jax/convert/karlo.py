@@ -22,12 +22,12 @@ from unclip_jax.convert.config_files import expect, field
 from unclip_jax.convert.layouts import Entry, within
 from unclip_jax.convert.mapping import Account, import_params, wanted
 from unclip_jax.convert.tensor_files import Tensors, find_weights, read_json
+from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion.gaussian import ProcessSpec
-from unclip_jax.errors import UserError
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 
 PIPELINES = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
 WEIGHTS = "diffusion_pytorch_model"

@@ -33,8 +33,8 @@ from unclip_jax.convert.layouts import (
 from unclip_jax.convert.mapping import Account, import_params, wanted
 from unclip_jax.convert.tensor_files import Below, Tensors, open_file
 from unclip_jax.convert.unet_blocks import unet_blocks
+from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion.gaussian import ProcessSpec
-from unclip_jax.errors import UserError
 from unclip_jax.models.prior import EmbeddingStats, PriorSpec
 from unclip_jax.models.unet import UNetSpec
 

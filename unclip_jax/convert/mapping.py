@@ -10,8 +10,8 @@ import numpy as np
 from unclip_jax.bundle.parts import Part, flatten, unflatten
 from unclip_jax.convert.layouts import Entry
 from unclip_jax.convert.tensor_files import Tensors
-from unclip_jax.errors import UserError
-from unclip_jax.typing import Params
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 
 Shape = tuple[int, ...]
 

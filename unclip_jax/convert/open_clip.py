@@ -14,9 +14,9 @@ from unclip_jax.convert.hf_clip import clip_part, read_tokenizer
 from unclip_jax.convert.layouts import LINEAR, SAME, Entry, linear, norm, patches, share, within
 from unclip_jax.convert.mapping import Account
 from unclip_jax.convert.tensor_files import Tensors, open_file, read_json
-from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
+from unclip_jax.text.tokenizer import Tokenizer
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")

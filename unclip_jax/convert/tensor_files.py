@@ -9,7 +9,7 @@ import numpy as np
 
 from unclip_jax.bundle.safetensors_file import open_safetensors, shapes_in
 from unclip_jax.convert.torch_file import TorchFile
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 
 @runtime_checkable

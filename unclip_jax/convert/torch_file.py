@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 MAX_PICKLE_BYTES = 256 * 2**20
 _DTYPES = {

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import PIL
 
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.files import replacing
 from unclip_jax.data.sources import Record
-from unclip_jax.data.transforms import BrokenImage, read_image
-from unclip_jax.errors import UserError
-from unclip_jax.files import replacing
+from unclip_jax.images.transforms import BrokenImage, read_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CAPTION_COLUMNS = ("text", "caption")

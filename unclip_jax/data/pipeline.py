@@ -15,11 +15,11 @@ import grain
 import numpy as np
 from PIL import Image
 
+from unclip_jax.core.errors import UserError
 from unclip_jax.data.negatives import hard_negative
 from unclip_jax.data.sources import Record, Source
-from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.data.transforms import resize, square_crop
-from unclip_jax.errors import UserError
+from unclip_jax.images.transforms import resize, square_crop
+from unclip_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from unclip_jax.data.transforms import read_image
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
+from unclip_jax.images.transforms import read_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ShapesSource:
         # Imported here because TFDS takes a second, which a folder of images need not wait for.
         import tensorflow_datasets as tfds
 
-        from unclip_jax.data import captioned_shapes
+        from unclip_jax.data.captioned_shapes import builder as captioned_shapes
 
         builder = captioned_shapes.prepare(data_dir, **options)
         try:

@@ -22,16 +22,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from unclip_jax.bundle.parts import Bundle, Part
 from unclip_jax.cascade import Drawn, choose_settings, stage_noise, stages_until
 from unclip_jax.conditioning import known_part
-from unclip_jax.data.resize import resize
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.noise import NoiseSource
 from unclip_jax.diffusion.samplers import sample
 from unclip_jax.diffusion.samplers.repaint import Resampling, repaint
-from unclip_jax.errors import UserError
+from unclip_jax.images.resize import resize
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
 from unclip_jax.programs import Static, decoder_told, pixel_model, program, static_of, upsampler_told
-from unclip_jax.settings import StageSettings
-from unclip_jax.typing import Params
+from unclip_jax.stages.settings import StageSettings
 
 BASE = Resampling(jump=5, times=5)
 DETAIL = Resampling(times=1)

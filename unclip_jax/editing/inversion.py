@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from unclip_jax.bundle.parts import Bundle
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 from unclip_jax.diffusion import samplers
 from unclip_jax.diffusion.samplers import DDIM
-from unclip_jax.errors import UserError
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.unet import UNetSpec
 from unclip_jax.programs import Static, decoder_told, pixel_model, program, static_of
-from unclip_jax.settings import StageSettings
-from unclip_jax.typing import Params
+from unclip_jax.stages.settings import StageSettings
 
 CORRECTIONS = 1
 """Of each step; see `unclip_jax.diffusion.samplers.inversion`."""

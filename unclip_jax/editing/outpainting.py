@@ -19,7 +19,7 @@ from unclip_jax.cascade import stages_until
 from unclip_jax.diffusion.samplers.repaint import Resampling
 from unclip_jax.editing.inpainting import BASE, inpaint
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

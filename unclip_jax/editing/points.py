@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from unclip_jax.bundle.parts import Bundle
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec
 

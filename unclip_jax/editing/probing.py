@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from unclip_jax.bundle.basis import Basis
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 
 def fit_basis(z_i: Float[np.ndarray, "n d"], num_components: int | None = None) -> Basis:

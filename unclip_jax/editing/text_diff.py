@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unclip_jax.bundle.parts import Bundle
+from unclip_jax.core.errors import UserError
 from unclip_jax.editing.points import embed_captions, slerp
-from unclip_jax.errors import UserError
 
 
 def text_diff(

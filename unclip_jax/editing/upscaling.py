@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import Drawn, choose_settings, stage_noise, upsample
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 
 
 def upscaling_stages(bundle: Bundle, from_size: int | None = None, stop_at: int | None = None) -> list[str]:

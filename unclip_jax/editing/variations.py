@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import Drawn, decode
 from unclip_jax.editing.points import embed_images, tokenise
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 
 
 def variations(

@@ -25,21 +25,23 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image
 
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.cascade import decode, default_settings, stages_until
-from unclip_jax.data import draw, shapes
-from unclip_jax.data.transforms import fit
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.data.captioned_shapes import render as draw
+from unclip_jax.data.captioned_shapes import scenes as shapes
 from unclip_jax.editing.inpainting import inpaint, suited
 from unclip_jax.editing.interpolation import along, even, stops
 from unclip_jax.editing.inversion import faithful, invert, psnr
 from unclip_jax.editing.points import embed_images, tokenise
 from unclip_jax.editing.text_diff import text_diff
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.eval.shapes import Case, cases
-from unclip_jax.eval.shapes_checker import Found, read
-from unclip_jax.images import grid, save_png, to_float, to_uint8
+from unclip_jax.eval.shapes.cases import Case, cases
+from unclip_jax.eval.shapes.checker import Found, read
+from unclip_jax.images.pixels import grid, to_float, to_uint8
+from unclip_jax.images.png import save_png
+from unclip_jax.images.transforms import fit
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.unet import UNetSpec
 from unclip_jax.text_to_image import text_to_embedding

@@ -19,10 +19,11 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float
 
-from unclip_jax import command_line, compilation_cache
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Bundle
 from unclip_jax.conditioning import prior_cond
+from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import open_source
 from unclip_jax.diffusion.gaussian import ProcessSpec
@@ -30,12 +31,11 @@ from unclip_jax.diffusion.noise import KeyNoise
 from unclip_jax.diffusion.samplers import X0Variance, squared_errors
 from unclip_jax.editing.points import embed_images
 from unclip_jax.editing.probing import fit_basis
-from unclip_jax.errors import UserError, run_cli
-from unclip_jax.images import to_float
+from unclip_jax.images.pixels import to_float
 from unclip_jax.models import prior
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import PriorSpec
-from unclip_jax.settings import StageSettings
+from unclip_jax.stages.settings import StageSettings
 
 LEVELS = 50
 """Noise levels at which the prior is measured."""

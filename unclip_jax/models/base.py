@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from unclip_jax.errors import UserError
-from unclip_jax.typing import Params
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 
 T = TypeVar("T")
 Dtype = Literal["float32", "bfloat16", "float16"]

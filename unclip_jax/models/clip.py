@@ -20,13 +20,13 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 from unclip_jax.models.base import Dtype, abstract, apply_module, check_heads, init_module
 from unclip_jax.nn.attention import Implementation
 from unclip_jax.nn.norms import layer_norm
 from unclip_jax.nn.remat import Remat
 from unclip_jax.nn.transformer import Activation, Transformer, causal_mask
-from unclip_jax.typing import Params
 
 MAX_LOGIT_SCALE = 4.6051702  # log 100, equation (3)
 

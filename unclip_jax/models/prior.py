@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 from unclip_jax.models.base import Dtype, Null, abstract, apply_module, check_heads, given, init_module
 from unclip_jax.models.clip import EncodedCaption, TextSpec
 from unclip_jax.models.text_encoder import TextEncoder
@@ -26,7 +27,6 @@ from unclip_jax.nn.embeddings import TimestepMLP
 from unclip_jax.nn.norms import layer_norm
 from unclip_jax.nn.remat import Remat
 from unclip_jax.nn.transformer import Transformer, causal_mask
-from unclip_jax.typing import Params
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 from unclip_jax.models.base import Dtype, Null, abstract, apply_module, given, init_module
 from unclip_jax.models.clip import EncodedCaption, TextSpec
 from unclip_jax.models.text_encoder import TextEncoder
@@ -34,7 +35,6 @@ from unclip_jax.nn.norms import GroupNorm, layer_norm
 from unclip_jax.nn.remat import Remat, rematerialised
 from unclip_jax.nn.resblock import Conditioning, Resample, ResBlock
 from unclip_jax.parallel.layout import split_rows
-from unclip_jax.typing import Params
 
 KNOWN_CHANNELS = 4
 """The colours of what is known of an image, and whether nothing is."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from unclip_jax.nn import winograd
+from unclip_jax.nn.cpu import winograd
 from unclip_jax.nn.remat import named_conv
 from unclip_jax.parallel.layout import split_rows
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 GONE = 75
 """Exit status where another process is gone or nothing moves (EX_TEMPFAIL): a launcher may start all of them again."""

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 Rules = Sequence[tuple[str, P]]
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.layout import BATCH_AXES, PMAP_AXIS, on_mesh
 
 Backend = Literal["jit", "pmap"]

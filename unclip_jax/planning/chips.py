@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from unclip_jax.parallel.step import check_batch, replicated
 from unclip_jax.planning.chips import Slice
 from unclip_jax.planning.flops import flops_of
 from unclip_jax.planning.plan import EFFORT, Plan, compile_for, with_traffic
-from unclip_jax.settings import StageSettings
 from unclip_jax.sharding import part_shardings
+from unclip_jax.stages.settings import StageSettings
 
 
 def plan_sampling(

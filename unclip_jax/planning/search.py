@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.nn.remat import Remat
 from unclip_jax.parallel.layout import BATCH_AXES
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh

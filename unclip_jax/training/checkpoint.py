@@ -26,8 +26,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
-from unclip_jax.config import from_json, to_json
-from unclip_jax.errors import UserError
+from unclip_jax.core.config import from_json, to_json
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.distributed import from_all, is_loss
 from unclip_jax.training.state import State
 from unclip_jax.training.workdir import is_remote, open_folder

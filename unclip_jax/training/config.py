@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.distributed import ClusterSpec
 from unclip_jax.parallel.mesh import MeshSpec
 from unclip_jax.parallel.step import Backend

@@ -17,10 +17,10 @@ import numpy as np
 from etils import epath
 from jaxtyping import PyTree
 
-from unclip_jax.config import to_json
-from unclip_jax.errors import UserError
-from unclip_jax.files import replacing
-from unclip_jax.images import save_png
+from unclip_jax.core.config import to_json
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.files import replacing
+from unclip_jax.images.png import save_png
 from unclip_jax.parallel.distributed import put_whole
 from unclip_jax.parallel.mesh import make_mesh
 from unclip_jax.parallel.rules import REPLICATE, Rules, match_rules

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from unclip_jax.files import replacing
+from unclip_jax.core.files import replacing
 from unclip_jax.training.config import RunConfig
 from unclip_jax.training.workdir import is_remote, open_folder
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Key, PyTree
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.rules import REPLICATE, Rules, match_rules, path_name
 from unclip_jax.parallel.step import replicated
 from unclip_jax.training.config import OptimConfig

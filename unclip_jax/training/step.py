@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from unclip_jax.errors import UserError
+from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.layout import num_shares, row_numbers, split_rows, total
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.optim import clip, learning_rate, make_transform, update_ema

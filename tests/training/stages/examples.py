@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from tests import tiny
 from train.recipes import tiny as recipes
 from unclip_jax.diffusion.gaussian import Process, ProcessSpec
-from unclip_jax.images import to_float
+from unclip_jax.images.pixels import to_float
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.training.stages.clip import CLIPStage

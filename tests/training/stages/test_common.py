@@ -9,8 +9,8 @@ import pytest
 from tests import tiny
 from tests.training.stages.examples import BATCH, DIFFUSION, compiled_loss, conditions, example, keys
 from unclip_jax import bundle as bundles
-from unclip_jax.errors import UserError
-from unclip_jax.images import to_float
+from unclip_jax.core.errors import UserError
+from unclip_jax.images.pixels import to_float
 from unclip_jax.models import unet
 from unclip_jax.models.clip import TextSpec
 from unclip_jax.training.stages import common

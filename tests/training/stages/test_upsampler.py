@@ -9,10 +9,10 @@ from tests import tiny
 from tests.training.stages.examples import BATCH, conditions, example, keys
 from train.recipes import tiny as recipes
 from unclip_jax import cascade
-from unclip_jax.data.degrade import LowRes
+from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion.noise import KeyNoise
-from unclip_jax.errors import UserError
-from unclip_jax.images import to_float
+from unclip_jax.images.degrade import LowRes
+from unclip_jax.images.pixels import to_float
 from unclip_jax.models import unet
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

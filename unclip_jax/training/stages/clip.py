@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from unclip_jax.config import to_json
-from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.images import to_float
+from unclip_jax.core.config import to_json
+from unclip_jax.core.typing import Params
+from unclip_jax.images.pixels import to_float
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.parallel.distributed import fetch
 from unclip_jax.parallel.layout import all_rows, row_numbers
 from unclip_jax.sharding import transformer_rules
+from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
@@ -31,7 +32,6 @@ from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
 from unclip_jax.training.stages.common import READING, Blueprint, DataConfig
 from unclip_jax.training.state import State
-from unclip_jax.typing import Params
 
 TOKENIZER_CAPTIONS = 20_000
 

@@ -15,12 +15,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from unclip_jax.bundle import store
 from unclip_jax.bundle.parts import Kind, identity
 from unclip_jax.conditioning import known_part
-from unclip_jax.config import from_json
-from unclip_jax.data.holes import draw_holes
+from unclip_jax.core.config import from_json
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import Source, open_source
-from unclip_jax.data.tokenizer import Tokenizer
-from unclip_jax.errors import UserError
+from unclip_jax.images.masks import draw_holes
 from unclip_jax.models import clip
 from unclip_jax.models.clip import CLIPSpec, TextSpec
 from unclip_jax.models.prior import EmbeddingStats
@@ -28,10 +28,10 @@ from unclip_jax.models.unet import UNetCond, UNetSpec, made_to_inpaint
 from unclip_jax.parallel.distributed import gather_rows
 from unclip_jax.parallel.rules import Rules
 from unclip_jax.sharding import transformer_rules
+from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training.checkpoint import FOLDER, load_params
 from unclip_jax.training.stage import Stage, StageMetrics
 from unclip_jax.training.workdir import open_folder
-from unclip_jax.typing import Params
 
 Batches = Callable[[int], Generator[dict[str, np.ndarray], None, None]]
 """From a step to the batches of that step and on; to be closed."""

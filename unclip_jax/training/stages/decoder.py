@@ -2,7 +2,7 @@
 
 z_i comes from a frozen CLIP, of the same image at CLIP's own resolution. For guidance z_i is dropped for `drop_image`
 of the examples and the caption, independently, for `drop_caption` of them. A decoder that inpaints is told the image
-but for a hole (`unclip_jax.data.holes`), or nothing of it for `drop_known` of the examples, which keeps it a decoder.
+but for a hole (`unclip_jax.images.masks`), or nothing of it for `drop_known` of the examples, which keeps it a decoder.
 """
 
 import dataclasses
@@ -16,19 +16,20 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from unclip_jax.conditioning import decoder_cond, drawing_whole, known_part
-from unclip_jax.config import to_json
-from unclip_jax.data.holes import draw_holes
+from unclip_jax.core.config import to_json
+from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.gaussian import Process, ProcessSpec
 from unclip_jax.diffusion.losses import Weighting, loss
 from unclip_jax.diffusion.noise import KeyNoise
 from unclip_jax.diffusion.samplers import DDIM, sample
-from unclip_jax.images import grid, to_float, to_uint8
+from unclip_jax.images.masks import draw_holes
+from unclip_jax.images.pixels import grid, to_float, to_uint8
 from unclip_jax.models import clip, unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
 from unclip_jax.parallel.distributed import fetch
-from unclip_jax.settings import StageSettings
 from unclip_jax.sharding import unet_rules
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
@@ -36,7 +37,6 @@ from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
 from unclip_jax.training.stages.common import READING, Blueprint, DataConfig, FrozenCLIP
 from unclip_jax.training.state import State
-from unclip_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

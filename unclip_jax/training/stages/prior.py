@@ -17,20 +17,21 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from unclip_jax.conditioning import prior_cond
-from unclip_jax.config import to_json
+from unclip_jax.core.config import to_json
+from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.gaussian import Process, ProcessSpec
 from unclip_jax.diffusion.guidance import Threshold
 from unclip_jax.diffusion.losses import Weighting, loss
 from unclip_jax.diffusion.noise import KeyNoise
 from unclip_jax.diffusion.samplers import DDIM, sample
-from unclip_jax.images import to_float
+from unclip_jax.images.pixels import to_float
 from unclip_jax.models import clip, prior
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import EmbeddingStats, PriorCond, PriorSpec
 from unclip_jax.parallel.distributed import fetch, gather_rows
 from unclip_jax.parallel.layout import rows_together
-from unclip_jax.settings import StageSettings
 from unclip_jax.sharding import transformer_rules
+from unclip_jax.stages.settings import StageSettings
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
@@ -39,7 +40,6 @@ from unclip_jax.training.stage import Batch, Preview, StageMetrics
 from unclip_jax.training.stages import common
 from unclip_jax.training.stages.common import READING, Blueprint, DataConfig, FrozenCLIP
 from unclip_jax.training.state import State
-from unclip_jax.typing import Params
 
 STATS_EXAMPLES = 4096
 

@@ -1,0 +1,81 @@
+"""Reading a command line with tyro: its help as it is, its boxes of errors as one line."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import tyro
+
+from unclip_jax.core.errors import UserError
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def parse(form: Any, *, prog: str, description: str | None = None) -> Any:
+    """What `sys.argv` says, as `tyro.cli(form)` reads it: a dataclass, or one of several as subcommands.
+
+    A union inside a dataclass makes no subcommands.
+
+    Raises:
+        UserError: for an unknown option, with the nearest known one, and for whatever tyro refuses.
+    """
+    boxes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxes):
+            value, unknown = tyro.cli(
+                form,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.AvoidSubcommands,),
+                return_unknown_args=True,
+            )
+    except SystemExit as end:
+        if end.code != 2:
+            sys.stderr.write(boxes.getvalue())
+            raise
+        raise UserError(f"{_first_section(boxes.getvalue())}; see {prog} --help") from None
+    if unknown:
+        raise UserError(f"{_misunderstood(unknown, list(_options(value)))}; see {prog} --help")
+    return value
+
+
+def _first_section(box: str) -> str:
+    """The text of a box of tyro's up to the first line across, without the title; without UTF-8 only lines across."""
+    words = []
+    for line in _ANSI.sub("", box).splitlines()[1:]:
+        text = line.strip(" │")
+        if text.strip("─-╰╯"):
+            words += text.split()
+        elif words:
+            break
+    # tyro calls the recipe of a subcommand by this name.
+    line = " ".join(words).rstrip(".").removeprefix("Error parsing ").removeprefix("__tyro-dummy-inner__.")
+    return line[:1].lower() + line[1:]
+
+
+def _misunderstood(unknown: list[str], options: list[str]) -> str:
+    """`unknown` holds what no option took, the values of unknown options among it."""
+    name = next((word for word in unknown if word.startswith("-")), None)
+    if name is None:
+        return f"{unknown[0]!r} belongs to no option; put words that belong together in quotes"
+    name = name.partition("=")[0]
+    last = name.lstrip("-").replace("_", "-").split(".")[-1]
+    near = [option for option in options if option.lstrip("-").split(".")[-1] == last]
+    # A long common prefix, as in --model.x and --model.y, is no likeness.
+    near += difflib.get_close_matches(name.replace("_", "-"), options, n=1, cutoff=0.8)
+    return f"no option {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _options(value: Any, prefix: str = "--") -> Iterator[str]:
+    """The options that fill a dataclass, as they are typed."""
+    for field in dataclasses.fields(value):
+        inner, name = getattr(value, field.name), prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(inner):
+            yield from _options(inner, f"{name}.")
+        else:
+            yield name

@@ -1,0 +1,156 @@
+"""Frozen dataclasses to JSON and back, strictly.
+
+Every spec, every training config and every command's options are a frozen dataclass of numbers, strings, paths,
+tuples, dicts and further dataclasses. `from_json(cls, to_json(value)) == value` holds for all of them. Reading checks
+each value against the field's annotation; an error names the path of the field:
+
+    config.model.widht: unknown field; did you mean 'width'?
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from unclip_jax.core.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """Turns a dataclass, or anything that a field may hold, into what `json.dump` takes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def from_json(cls: type[T], data: Any, path: str = "config") -> T:
+    """Builds the dataclass `cls` from what `to_json` made.
+
+    Args:
+        cls: a dataclass.
+        data: the parsed JSON, a dict.
+        path: what errors call the top of the tree.
+
+    Raises:
+        UserError: for a field that is unknown, missing, of the wrong type or not among the values of its
+            `Literal`, and for values that the dataclass itself refuses.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected an object with the fields of {cls.__name__}, got {_show(data)}")
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
+    for name in data:
+        if name not in fields:
+            raise UserError(f"{path}.{name}: unknown field; {suggest(str(name), list(fields))}")
+    annotations = typing.get_type_hints(cls)
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _parse(annotations[name], data[name], f"{path}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path}.{name}: missing; {cls.__name__} has no default for it")
+    try:
+        return cls(**values)
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """The second half of an "unknown name" message: the nearest known name, or all of them."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    if nearest:
+        return f"did you mean '{nearest[0]}'?"
+    return "known are " + ", ".join(known) if known else "none is known"
+
+
+def _parse(annotation: Any, value: Any, path: str) -> Any:
+    """`value` as `annotation` wants it; lists become tuples where the annotation is one."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
+            return value
+        raise UserError(f"{path}: {_show(value)} is not one of {', '.join(map(repr, arguments))}")
+    if origin in (Union, types.UnionType):
+        return _parse_union(arguments, value, path)
+    if origin is tuple or annotation is tuple:
+        return _parse_tuple(arguments, value, path)
+    if origin is list or annotation is list:
+        _expect(isinstance(value, (list, tuple)), "a list", value, path)
+        item = arguments[0] if arguments else Any
+        return [_parse(item, each, f"{path}[{index}]") for index, each in enumerate(value)]
+    if origin is dict or annotation is dict:
+        _expect(isinstance(value, dict), "an object", value, path)
+        item = arguments[1] if arguments else Any
+        return {key: _parse(item, each, f"{path}.{key}") for key, each in value.items()}
+    if dataclasses.is_dataclass(annotation):
+        return from_json(typing.cast(Any, annotation), value, path)
+    return _parse_scalar(annotation, value, path)
+
+
+def _parse_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    choices = tuple(choice for choice in choices if choice is not type(None))
+    dataclass_choices = [choice for choice in choices if dataclasses.is_dataclass(choice)]
+    if isinstance(value, dict) and dataclass_choices:
+        # `to_json` writes every field, so the class that was written shares the most names with the object.
+        choices = (max(dataclass_choices, key=lambda choice: len(_field_names(choice) & set(value))),)
+    if len(choices) == 1:
+        return _parse(choices[0], value, path)
+    for choice in choices:
+        try:
+            return _parse(choice, value, path)
+        except UserError:
+            continue
+    names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
+    raise UserError(f"{path}: expected {names}, got {_show(value)}")
+
+
+def _field_names(cls: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _parse_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    _expect(isinstance(value, (list, tuple)), "a list", value, path)
+    if not arguments:
+        return tuple(value)
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    _expect(len(value) == len(arguments), f"a list of {len(arguments)}", value, path)
+    pairs = zip(arguments, value, strict=True)
+    return tuple(_parse(item, each, f"{path}[{index}]") for index, (item, each) in enumerate(pairs))
+
+
+def _parse_scalar(annotation: Any, value: Any, path: str) -> Any:
+    # bool is an int to Python and an int is a float to JSON; only the second is meant.
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if annotation in (bool, int, float, str):
+        _expect(type(value) is annotation, f"a value of type {annotation.__name__}", value, path)
+        return value
+    if annotation is Path:
+        _expect(isinstance(value, str), "a path", value, path)
+        return Path(str(value))
+    raise TypeError(f"{path}: fields of type {annotation} have no JSON form")
+
+
+def _expect(holds: bool, what: str, value: Any, path: str) -> None:
+    if not holds:
+        raise UserError(f"{path}: expected {what}, got {_show(value)}")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -1,0 +1,1 @@
+"""Images of captioned shapes, judged off their pixels."""

@@ -1,0 +1,90 @@
+"""Image files of any kind to square uint8 RGB.
+
+One path for training and for a person's own picture: read -> upright (EXIF) -> RGB over white -> centre
+square -> antialiased bicubic in one step from the original. Pixels are taken as sRGB; embedded profiles are
+ignored.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from unclip_jax.core.errors import UserError
+
+MAX_IMAGE_PIXELS = 89_478_485
+"""Largest image read, in pixels: about 9459 x 9459, 256 MiB as RGB. Where Pillow begins to warn."""
+
+SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class BrokenImage(UserError):
+    """An image file that cannot be read in full: not an image, truncated, too large or of an unknown kind."""
+
+
+def read_image(file: str | Path | bytes, *, name: str | None = None) -> Image.Image:
+    """Reads an image file (a path or its bytes) in full: upright, mode RGB; the first frame of an animation.
+
+    Raises BrokenImage, naming `name` (the path where none is given).
+    """
+    name = name or ("image" if isinstance(file, bytes) else os.fspath(file))
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            return to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BrokenImage(f"{name}: larger than the limit of {MAX_IMAGE_PIXELS:,} pixels; make it smaller") from error
+    except Image.UnidentifiedImageError as error:
+        raise BrokenImage(f"{name}: not an image that Pillow can read; convert it to PNG or JPEG") from error
+    except BrokenImage as error:
+        raise BrokenImage(f"{name}: {error}") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BrokenImage(f"{name}: cannot be read ({reason}); replace the file") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as upright RGB of 8 bits.
+
+    Transparency is composited over white. 16-bit greyscale is scaled to 8 bits, where Pillow would clip it;
+    floating point is taken as [0, 1]. Raises BrokenImage for integers past 16 bits and floats outside [0, 1].
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode in SIXTEEN_BIT_MODES:
+        image = _scale_to_bytes(image, np.float64(65535), "16-bit integers")
+    elif image.mode == "F":
+        image = _scale_to_bytes(image, np.float64(1), "numbers in [0, 1]")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _scale_to_bytes(image: Image.Image, limit: np.float64, kind: str) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    if not (values.min() >= 0 and values.max() <= limit):
+        raise BrokenImage(f"an image of mode {image.mode} must hold {kind}; convert it to 8-bit PNG")
+    return Image.fromarray(np.round(values * (255 / limit)).astype(np.uint8))
+
+
+def square_crop(image: Image.Image) -> Image.Image:
+    """The largest centred square."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image if image.width == image.height else image.crop((left, top, left + side, top + side))
+
+
+def resize(image: Image.Image, size: int) -> Image.Image:
+    """A square image at `size` x `size` px by antialiased bicubic, in one step whatever the ratio."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def fit(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The centred square of an RGB image at `size` x `size` px, as an array."""
+    return np.array(resize(square_crop(image), size))

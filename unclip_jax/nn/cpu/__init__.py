@@ -1,0 +1,1 @@
+"""The kernels for CPUs, chosen when a program is lowered for one."""
