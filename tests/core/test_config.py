@@ -1,7 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -120,3 +120,67 @@ def test_suggest():
     assert suggest("decodr", ["prior", "decoder"]) == "did you mean 'decoder'?"
     assert suggest("x", ["prior", "decoder"]) == "known are prior, decoder"
     assert suggest("x", []) == "none is known"
+
+
+class Shape:
+    """Any of the shapes below."""
+
+    @staticmethod
+    def variants():
+        return {"disc": Disc, "box": Box}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Disc(Shape):
+    TAG: ClassVar = ("shape", "disc")
+    RENAMED: ClassVar = {"r": "radius"}
+    REMOVED: ClassVar = {"hollow": False}
+
+    radius: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Box(Shape):
+    TAG: ClassVar = ("shape", "box")
+
+    radius: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    any: Shape = Disc()
+    one: Disc | Box = Disc()
+    disc: Disc = Disc()
+
+
+@pytest.mark.parametrize("shape", [Disc(radius=2.0), Box(radius=3.0)])
+def test_tags_tell_classes_apart(shape):
+    drawing = Drawing(any=shape, one=shape)
+    data = json.loads(json.dumps(to_json(drawing)))
+    assert data["any"] == {"shape": shape.TAG[1], "radius": shape.radius}
+    assert from_json(Drawing, data) == drawing
+
+
+def test_a_tag_may_be_left_out_where_one_class_is_possible():
+    assert from_json(Drawing, {"disc": {"radius": 2.0}}).disc == Disc(radius=2.0)
+
+
+def test_older_names_are_read():
+    assert from_json(Disc, {"r": 2.0, "hollow": False}) == Disc(radius=2.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"any": {"radius": 1.0}}, "config.any.shape: missing; it is one of disc, box"),
+        ({"any": {"shape": "disk"}}, "config.any.shape: 'disk' (str) is not known; did you mean 'disc'?"),
+        ({"any": {"shape": ["disc"]}}, "config.any.shape: ['disc'] (list) is not known"),
+        ({"disc": {"shape": "box"}}, "config.disc.shape: expected 'disc'"),
+        ({"disc": {"r": 1.0, "radius": 1.0}}, "config.disc: both r and radius are given"),
+        ({"disc": {"hollow": True}}, "config.disc.hollow: this version knows only False"),
+    ],
+)
+def test_tags_and_older_names_that_cannot_be_read(data, message):
+    with pytest.raises(UserError) as caught:
+        from_json(Drawing, data)
+    assert str(caught.value).startswith(message)

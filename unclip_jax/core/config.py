@@ -5,6 +5,15 @@ tuples, dicts and further dataclasses. `from_json(cls, to_json(value)) == value`
 each value against the field's annotation; an error names the path of the field:
 
     config.model.widht: unknown field; did you mean 'width'?
+
+A class says in class variables what its fields do not:
+
+    TAG = ("network", "unet")            written first, and how one class is told from others that may stand in its place
+    RENAMED = {"depth": "num_layers"}    names that older files have
+    REMOVED = {"parity": False}          fields that older files have, and the one value that still means the same
+
+Where a field is annotated with a class that has no fields of its own but a static method `variants`, any class of the
+table that this returns may stand there; its tag says which.
 """
 
 import dataclasses
@@ -22,7 +31,9 @@ T = TypeVar("T")
 def to_json(value: Any) -> Any:
     """Turns a dataclass, or anything that a field may hold, into what `json.dump` takes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        tag = getattr(value, "TAG", None)
+        fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return fields if tag is None else {tag[0]: tag[1], **fields}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
     if isinstance(value, dict):
@@ -48,6 +59,9 @@ def from_json(cls: type[T], data: Any, path: str = "config") -> T:
     """
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected an object with the fields of {cls.__name__}, got {_show(data)}")
+    if hasattr(cls, "variants"):
+        cls = _variant(cls, data, path)
+    data = _today(cls, data, path)
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
     for name in data:
         if name not in fields:
@@ -63,6 +77,35 @@ def from_json(cls: type[T], data: Any, path: str = "config") -> T:
         return cls(**values)
     except (ValueError, UserError) as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _variant(base: Any, data: dict[str, Any], path: str) -> Any:
+    """The class of the table of `base` that `data` is tagged with; `base` itself where it is one of them."""
+    if dataclasses.is_dataclass(base):
+        return base
+    table = base.variants()
+    key = next(iter(table.values())).TAG[0]
+    if key not in data:
+        raise UserError(f"{path}.{key}: missing; it is one of {', '.join(table)}")
+    if not isinstance(data[key], str) or data[key] not in table:
+        raise UserError(f"{path}.{key}: {_show(data[key])} is not known; {suggest(str(data[key]), list(table))}")
+    return table[data[key]]
+
+
+def _today(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
+    """`data` without the tag, and with the names that fields have today."""
+    data = dict(data)
+    if (tag := getattr(cls, "TAG", None)) is not None and data.pop(tag[0], tag[1]) != tag[1]:
+        raise UserError(f"{path}.{tag[0]}: expected {tag[1]!r}")
+    for old, new in getattr(cls, "RENAMED", {}).items():
+        if old in data:
+            if new in data:
+                raise UserError(f"{path}: both {old} and {new} are given, which are one field; leave {old} out")
+            data[new] = data.pop(old)
+    for old, value in getattr(cls, "REMOVED", {}).items():
+        if data.pop(old, value) != value:
+            raise UserError(f"{path}.{old}: this version knows only {value!r}; use the version that wrote it")
+    return data
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -94,7 +137,7 @@ def _parse(annotation: Any, value: Any, path: str) -> Any:
         _expect(isinstance(value, dict), "an object", value, path)
         item = arguments[1] if arguments else Any
         return {key: _parse(item, each, f"{path}.{key}") for key, each in value.items()}
-    if dataclasses.is_dataclass(annotation):
+    if dataclasses.is_dataclass(annotation) or hasattr(annotation, "variants"):
         return from_json(typing.cast(Any, annotation), value, path)
     return _parse_scalar(annotation, value, path)
 
@@ -104,7 +147,10 @@ def _parse_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
         return None
     choices = tuple(choice for choice in choices if choice is not type(None))
     dataclass_choices = [choice for choice in choices if dataclasses.is_dataclass(choice)]
-    if isinstance(value, dict) and dataclass_choices:
+    tagged = [choice for choice in dataclass_choices if _has_tag(choice, value)]
+    if tagged:
+        choices = tuple(tagged)
+    elif isinstance(value, dict) and dataclass_choices:
         # `to_json` writes every field, so the class that was written shares the most names with the object.
         choices = (max(dataclass_choices, key=lambda choice: len(_field_names(choice) & set(value))),)
     if len(choices) == 1:
@@ -116,6 +162,11 @@ def _parse_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
             continue
     names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
     raise UserError(f"{path}: expected {names}, got {_show(value)}")
+
+
+def _has_tag(cls: Any, value: Any) -> bool:
+    tag = getattr(cls, "TAG", None)
+    return tag is not None and isinstance(value, dict) and value.get(tag[0]) == tag[1]
 
 
 def _field_names(cls: Any) -> set[str]:
