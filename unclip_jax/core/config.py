@@ -8,7 +8,7 @@ each value against the field's annotation; an error names the path of the field:
 
 A class says in class variables what its fields do not:
 
-    TAG = ("network", "unet")            written first, and how one class is told from others that may stand in its place
+    TAG = ("network", "unet")            written first; it tells a class from others that may stand in its place
     RENAMED = {"depth": "num_layers"}    names that older files have
     REMOVED = {"parity": False}          fields that older files have, and the one value that still means the same
 
