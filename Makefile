@@ -6,6 +6,12 @@ STAMP := $(VENV)/.stamp
 # More workers than this spend their time importing jax.
 WORKERS ?= 4
 PYTEST_ARGS ?=
+PYTEST = $(PY) -m pytest -n auto --maxprocesses $(WORKERS) --dist loadfile
+# Tests that compare numbers with a bound, which must hold however a processor computes them.
+NUMERIC := tests/nn tests/models tests/diffusion tests/images tests/parallel tests/convert/test_goldens.py \
+  tests/convert/test_sampling.py tests/editing/test_interpolation.py tests/editing/test_latents.py \
+  tests/training/test_optim.py tests/training/test_step.py tests/stages tests/systems
+ISAS ?= AVX2 SSE4_2
 # The compiler for TPUs, to plan for them without one. It lies apart, since every program that finds it looks for a TPU.
 LIBTPU := .libtpu
 LIBTPU_STAMP := $(LIBTPU)/.stamp
@@ -16,7 +22,7 @@ PARITY_PY := $(PARITY_VENV)/bin/python
 PARITY_STAMP := $(PARITY_VENV)/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench parity plan train-demo clean
+.PHONY: help demo test test-fast test-isa lint bench parity plan train-demo clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +34,7 @@ $(STAMP): requirements.txt pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## draw the README's prompt with the shipped weights: out/demo.png
+demo: $(STAMP)  ## sample the README's prompt with the shipped weights: out/demo.png
 	$(PY) -m sample.text_to_image "a red circle above a blue square" --bundle demo --num-images 4 --seed 0 \
 	  --out out/demo.png --overwrite
 
@@ -40,9 +46,21 @@ $(LIBTPU_STAMP): $(STAMP)
 	@touch $@
 
 test: $(STAMP) $(LIBTPU_STAMP)  ## run the tests
-	$(PY) -m pytest -n auto --maxprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-fast: $(STAMP)  ## run the quick ones of them, while working
+	$(PYTEST) -m 'not slow and not multihost' $(PYTEST_ARGS)
+
+# The flag is XLA's own and stands beside the one of tests/conftest.py; other processors than x86 take no notice of it.
+test-isa: $(STAMP)  ## run what compares numbers as on older x86 processors: AVX2, then SSE4.2
+	for isa in $(ISAS); do \
+	  echo "as on a processor with $$isa"; \
+	  XLA_FLAGS="$$XLA_FLAGS --xla_cpu_max_isa=$$isa" $(PYTEST) -m 'not multihost' $(NUMERIC) \
+	    $(PYTEST_ARGS) || exit; \
+	done
 
 lint: $(STAMP)  ## style and types
+	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m pyright --pythonpath $(PY)
 

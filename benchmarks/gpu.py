@@ -24,6 +24,7 @@ each, until their stdin ends:
     {"do": "run", "steps": n}    {"seconds"} of one step, and {"value"}: the loss, or the mean of the pixels
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -164,7 +165,7 @@ def peak_of(device: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device)), None)
 
 
-class Failed(Exception):
+class SideError(Exception):
     """A side that ended before it answered; the text is its last line."""
 
     def __init__(self, line: str, status: int):
@@ -175,12 +176,12 @@ class Failed(Exception):
 class Child:
     """One side: a process that answers a line of JSON with another. `hello` is what it says when it has started.
 
-    Raises Failed, here and in `ask`, where the process ends instead.
+    Raises SideError, here and in `ask`, where the process ends instead.
     """
 
     def __init__(self, command: list[str], env: dict[str, str]):
         # A file, since nobody would empty a pipe while the other side works.
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115, closed by close()
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=env, cwd=ROOT
         )
@@ -193,10 +194,9 @@ class Child:
     def ask(self, **request: Any) -> dict[str, Any]:
         """The answer to a request."""
         assert self._process.stdin is not None
-        try:
+        # Where it ended, its stderr says why.
+        with contextlib.suppress(BrokenPipeError):
             print(json.dumps(request), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # It ended; why is in its stderr.
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -208,16 +208,14 @@ class Child:
         lines = [line.strip() for line in self._errors if line.strip()]
         # Libraries may have more to say after the exception, or go on about it for lines.
         named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b|error: ", line)]
-        raise Failed((named or lines or [f"it ended with status {status}"])[-1].removeprefix("error: "), status)
+        raise SideError((named or lines or [f"it ended with status {status}"])[-1].removeprefix("error: "), status)
 
     def close(self) -> None:
         """Ends the process, and gives its memory back."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
@@ -316,7 +314,7 @@ def measure(what: What, report: Report) -> None:
     prepared: dict[str, dict[str, Any]] = {"ours": {}}
     answers: dict[str, list[dict[str, Any]]] = {"ours": [], "torch": []}
 
-    def drop(name: str, error: Failed) -> None:
+    def drop(name: str, error: SideError) -> None:
         if name == "ours" and error.status == 2:
             raise UserError(str(error)) from None
         report.note(f"{what}: {name} was not measured: {error}")
@@ -328,7 +326,7 @@ def measure(what: What, report: Report) -> None:
             try:
                 sides[name] = Child(command, env)
                 stack.callback(sides[name].close)
-            except Failed as error:
+            except SideError as error:
                 drop(name, error)
         report.begin({name: child.hello for name, child in sides.items()})
         requests = [{"do": "prepare"}]
@@ -337,7 +335,7 @@ def measure(what: What, report: Report) -> None:
             for name, child in list(sides.items()):
                 try:
                     answer = child.ask(**request)
-                except Failed as error:
+                except SideError as error:
                     drop(name, error)
                     continue
                 if request["do"] == "prepare":

@@ -16,26 +16,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from unclip_jax.bundle.parts import Bundle, Part
-from unclip_jax.cascade import draw_embedding, draw_image, upsample
 from unclip_jax.convert.karlo import PRESET
 from unclip_jax.core import command_line
 from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.losses import loss
-from unclip_jax.diffusion.noise import KeyNoise
-from unclip_jax.models import clip, prior, unet
-from unclip_jax.models.base import parameter_count
-from unclip_jax.models.clip import CLIPSpec, EncodedCaption, TextSpec
-from unclip_jax.models.prior import EmbeddingStats, PriorCond, PriorSpec
-from unclip_jax.models.unet import UNetCond, UNetSpec
+from unclip_jax.images.degrade import LowRes
+from unclip_jax.models.base import Network
+from unclip_jax.models.clip import CLIPSpec, TextSpec
+from unclip_jax.models.cond import EncodedCaption
+from unclip_jax.models.experts import TimestepExperts
+from unclip_jax.models.parameters import parameter_count
+from unclip_jax.models.prior import PriorSpec
+from unclip_jax.models.unet import UNetSpec
 from unclip_jax.nn.attention import Implementation
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.parallel.step import compile_step
 from unclip_jax.planning.flops import count_flops
+from unclip_jax.stages.diffusion import DiffusionStage
+from unclip_jax.stages.encoders import Encoder
+from unclip_jax.stages.spaces import EmbeddingStats
+from unclip_jax.stages.stage import Batch, Stage, StageMetrics
+from unclip_jax.systems import unclip
+from unclip_jax.systems.system import System, run
 from unclip_jax.training.config import OptimConfig
-from unclip_jax.training.stage import Batch, StageMetrics
 from unclip_jax.training.state import abstract_state, init, state_shardings
 from unclip_jax.training.step import make_step
 
@@ -116,14 +121,14 @@ SIZES = {
 }
 
 
-def parts(size: Size, attention: Implementation = "xla") -> dict[str, Part]:
-    """Karlo of that size without weights, as `unclip_jax.convert.karlo` would import it; computes in bfloat16."""
+def karlo(size: Size, attention: Implementation = "xla") -> tuple[CLIPSpec, dict[str, DiffusionStage]]:
+    """CLIP and stages of a Karlo of that size, as `unclip_jax.convert.karlo` would import it; computes in bfloat16."""
     text = TextSpec(
         vocab_size=VOCABULARY,
         context=CONTEXT,
         width=size.embed_dim,
-        depth=size.text_layers,
-        heads=size.text_heads,
+        num_layers=size.text_layers,
+        num_heads=size.text_heads,
         eos_id=VOCABULARY - 1,
     )
     clip_spec = CLIPSpec(
@@ -140,8 +145,8 @@ def parts(size: Size, attention: Implementation = "xla") -> dict[str, Part]:
         context=CONTEXT,
         text_width=size.embed_dim,
         width=size.prior_heads * size.prior_head_dim,
-        depth=size.prior_layers,
-        heads=size.prior_heads,
+        num_layers=size.prior_layers,
+        num_heads=size.prior_heads,
         null="empty_caption",
         dtype="bfloat16",
         attention=attention,
@@ -150,9 +155,9 @@ def parts(size: Size, attention: Implementation = "xla") -> dict[str, Part]:
         image_size=size.decoder_size,
         channels=size.channels[0],
         channel_mult=tuple(width // size.channels[0] for width in size.channels),
-        depth=size.layers_per_block,
+        num_blocks=size.layers_per_block,
         learned_sigma=True,
-        attention_at=tuple(size.decoder_size // 2**level for level in range(1, len(size.channels))),
+        attention_resolutions=tuple(size.decoder_size // 2**level for level in range(1, len(size.channels))),
         head_channels=size.head_channels,
         embed_dim=size.embed_dim,
         context_width=size.context_width,
@@ -165,57 +170,49 @@ def parts(size: Size, attention: Implementation = "xla") -> dict[str, Part]:
         image_size=size.upsampler_size,
         channels=size.upsampler_channels[0],
         channel_mult=tuple(width // size.upsampler_channels[0] for width in size.upsampler_channels),
-        depth=size.layers_per_block,
+        num_blocks=size.layers_per_block,
         learned_sigma=False,
         conditioning="additive",
         low_res=True,
         dtype="bfloat16",
     )
-    upsampler = {"low_res_size": size.decoder_size, "experts": (1,)}
-    return {
-        "clip": Part(kind="clip", spec=clip_spec),
-        "prior": Part(kind="prior", spec=prior_spec, process=ProcessSpec(prediction="x0")),
-        "decoder": Part(kind="decoder", spec=decoder_spec, process=ProcessSpec(variance="learned_range")),
-        "upsampler_0": Part(kind="upsampler", spec=upsampler_spec, process=ProcessSpec(), **upsampler),
+    upsampler = TimestepExperts(expert=upsampler_spec, boundaries=(1.0,))
+    low_res = LowRes(scale=size.upsampler_size // size.decoder_size)
+    return clip_spec, {
+        "prior": unclip.prior_stage(prior_spec, ProcessSpec(prediction="x0")),
+        "decoder": unclip.decoder_stage(decoder_spec, ProcessSpec(variance="learned_range")),
+        "upsampler_0": unclip.upsampler_stage(upsampler, ProcessSpec(), low_res),
     }
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureStage:
-    """A prior or a decoder on batches that hold what CLIP says of them, the noise and t; `frozen` is {}."""
+class FeatureStage(Stage):
+    """A prior or a decoder on batches that hold what CLIP says of them, and the noise and t as well, so that both sides
+    train on the same numbers. `frozen` is {}."""
 
-    part: Part
+    stage: DiffusionStage
 
-    def init(self, key: Key[Array, ""]) -> Params:
-        return init_params(self.part, key)
+    @property
+    def network(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The stage's own."""
+        return self.stage.network
 
     def loss(
-        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+        self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
     ) -> tuple[Float[Array, " b"], StageMetrics]:
-        del frozen, keys
-        spec, process = self.part.spec, self.part.process
+        del target, frozen, keys
         caption = {name: batch[name] for name in ("z_t", "hidden", "mask")}
         nothing, empty = jnp.zeros(len(batch["t"]), bool), EncodedCaption(**caption)
-        if isinstance(spec, PriorSpec):
-            cond: Any = PriorCond(**caption, drop=nothing, empty=empty)
-        else:
-            cond = UNetCond(**caption, z_i=batch["z_i"], drop_image=nothing, drop_text=nothing, empty=empty)
+        fields = {**caption, "z_i": batch["z_i"], "drop_z_i": nothing, "drop_text": nothing, "empty": empty}
+        wanted = self.network.cond_fields
+        cond = self.network.Cond(**{name: value for name, value in fields.items() if name in wanted})
 
-        def model_fn(x_t: Array, t: Array, cond: Any) -> Array:
-            apply: Any = prior.apply if isinstance(spec, PriorSpec) else unet.apply
-            return apply(spec, params, x_t, t, cond)
+        def model_fn(x_t: Array, time: Array, cond: Any) -> Array:
+            return self.network.apply(params, x_t, time, cond)
 
-        assert process is not None
-        per_example, _ = loss(process.build(), model_fn, batch["x_0"], batch["t"], batch["noise"], cond)
+        process = self.stage.process.build()
+        per_example, _ = loss(process, model_fn, batch["x_0"], batch["t"], batch["noise"], cond)
         return per_example, {}
-
-
-def init_params(part: Part, key: Key[Array, ""]) -> Params:
-    """Random float32 weights, every expert its own."""
-    one: Any = {"clip": clip, "prior": prior}.get(part.kind, unet).init_params
-    if not part.experts:
-        return one(part.spec, key)
-    return {f"expert_{i}": one(part.spec, jax.random.fold_in(key, i)) for i in range(len(part.experts) + 1)}
 
 
 def examples(size: Size, what: str, count: int) -> dict[str, np.ndarray]:
@@ -237,14 +234,14 @@ def examples(size: Size, what: str, count: int) -> dict[str, np.ndarray]:
 def training(options: Options) -> tuple[dict[str, Any], Callable[[Implementation], Call]]:
     """Facts, and how to make a step that takes the state further."""
     size = SIZES[options.size]
-    stage = FeatureStage(parts(size)[options.what])
+    stage = FeatureStage(karlo(size)[1][options.what])
     mesh = make_mesh(MeshSpec(), jax.devices()[:1])
     abstract = abstract_state(stage, OPTIM, mesh)
     state = init(stage, OPTIM, mesh, jax.random.key(0))
     batch = examples(size, options.what, options.batch)
 
     def step_of(attention: Implementation) -> Callable:
-        stage = FeatureStage(parts(size, attention)[options.what])
+        stage = FeatureStage(karlo(size, attention)[1][options.what])
         return make_step(stage, OPTIM, total_steps=1_000_000, seed=0)
 
     def call_with(attention: Implementation) -> Call:
@@ -267,34 +264,39 @@ def sampling(options: Options) -> tuple[dict[str, Any], Callable[[Implementation
     """Facts, and how to make a request: captions to images in host memory. Weights are bfloat16, as torch's are."""
     size, b = SIZES[options.size], options.batch
 
-    def weights(part: Part, number: int) -> Params:
+    def weights(network: Network, number: int) -> Params:
         key = jax.random.key(number)
-        return jax.jit(lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), init_params(part, key)))(key)
+        return jax.jit(lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), network.init(key)))(key)
 
-    params = {name: weights(part, i) for i, (name, part) in enumerate(parts(size).items())}
-    how = {
-        name: dataclasses.replace(settings, limit=5.0 if name == "prior" else 1.0) for name, settings in PRESET.items()
-    }
+    clip, stages = karlo(size)
+    networks = {"clip": clip, **{name: stage.network for name, stage in stages.items()}}
+    params = {name: weights(network, i) for i, (name, network) in enumerate(networks.items())}
+    settings = {name: dataclasses.replace(own, limit=5.0 if name == "prior" else 1.0) for name, own in PRESET.items()}
     stats = EmbeddingStats(mean=jnp.zeros(size.embed_dim), std=jnp.ones(size.embed_dim))
     tokens = jnp.tile(jnp.arange(CONTEXT, dtype=jnp.int32), (b, 1))
-    mask = jnp.broadcast_to(jnp.arange(CONTEXT) < 9, tokens.shape)
-    noise = [KeyNoise(key=jax.random.key(i), indices=jnp.arange(b)) for i in range(3)]
+    inputs = {"tokens": tokens, "mask": jnp.broadcast_to(jnp.arange(CONTEXT) < 9, tokens.shape)}
 
     def call_with(attention: Implementation) -> Call:
-        filled = {name: dataclasses.replace(part, params=params[name]) for name, part in parts(size, attention).items()}
-        bundle = Bundle(name="karlo", parts=filled, stats=stats)
+        clip, stages = karlo(size, attention)
+        system = System(
+            name="karlo",
+            encoders={"clip": Encoder(network=clip, params=params["clip"])},
+            stages=dict(stages),
+            params={name: params[name] for name in stages},
+            streams=unclip.streams(list(stages)),
+            stats=stats,
+        )
 
         def call() -> np.ndarray:
-            z_i = draw_embedding(bundle, tokens, mask, noise[0], how["prior"])
-            images = draw_image(bundle, z_i, tokens, mask, noise[1], how["decoder"])
-            return np.asarray(upsample(bundle.part("upsampler_0"), images, noise[2], how["upsampler_0"]))
+            *_, last = run(system, inputs, jax.random.key(0), settings=settings)
+            return np.asarray(last.value)
 
         return call
 
     return {"parameters": parameter_count(params)}, call_with
 
 
-def run(call: Call, steps: int) -> tuple[float, float]:
+def repeat(call: Call, steps: int) -> tuple[float, float]:
     """Seconds of one of `steps` calls in a row, and the mean of what the last one gave."""
     start = time.perf_counter()
     for _ in range(steps - 1):
@@ -314,13 +316,13 @@ def prepare(options: Options) -> tuple[Call, dict[str, Any]]:
     for attention in tries:
         try:
             call = call_with(attention)
-            first, _ = run(call, 1)
+            first, _ = repeat(call, 1)
         except Exception as error:
             if attention == tries[-1]:
                 raise
             facts["refused"] = f"{attention}: {str(error).strip().splitlines()[0]}"
         else:
-            seconds, _ = run(call, WARM_UP)
+            seconds, _ = repeat(call, WARM_UP)
             return call, facts | {"attention": attention, "compile_seconds": max(first - seconds, 0.0)}
     raise AssertionError("the last of the tries returns or raises")
 
@@ -360,7 +362,7 @@ def main() -> None:
             call, facts = prepare(options)
             answer(**facts)
         else:
-            seconds, value = run(call, request["steps"])
+            seconds, value = repeat(call, request["steps"])
             answer(seconds=seconds, value=value)
 
 

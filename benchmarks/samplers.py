@@ -14,12 +14,11 @@ import jax
 import numpy as np
 
 from unclip_jax.bundle import store
-from unclip_jax.bundle.parts import Bundle
-from unclip_jax.cascade import default_settings
 from unclip_jax.core import command_line
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.stages.settings import SamplerName, StageSettings
-from unclip_jax.text_to_image import text_to_image
+from unclip_jax.sampling.text_to_image import text_to_image
+from unclip_jax.stages.settings import SamplerName, SamplingSettings
+from unclip_jax.systems.system import System
 
 PAPER_STEPS = {"prior": 64, "decoder": 250, "upsampler_0": 27, "upsampler_1": 15}
 DECODER_WAYS: tuple[tuple[SamplerName, int], ...] = (("ddim", 50), ("dpm++", 25), ("dpm++", 12))
@@ -42,12 +41,12 @@ class Options:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
 
 
-def ways(bundle: Bundle) -> dict[str, dict[str, StageSettings]]:
+def ways(system: System) -> dict[str, dict[str, SamplingSettings]]:
     """Settings of every stage, by what the way is called; the paper's first."""
-    own = default_settings(bundle)
+    own = system.settings([])
     paper = {
-        name: dataclasses.replace(how, sampler="ddim", steps=PAPER_STEPS[name])
-        for name, how in own.items()
+        name: dataclasses.replace(each, sampler="ddim", steps=PAPER_STEPS[name])
+        for name, each in own.items()
         if name in PAPER_STEPS
     }
     found = {"DDIM, steps as in the paper": own | paper, "as the bundle says": own}
@@ -79,7 +78,7 @@ def main() -> None:
     for name, settings in chosen.items():
         own = np.array(seconds[name])
         share = own / first
-        steps = " + ".join(str(how.steps) for how in settings.values())
+        steps = " + ".join(str(each.steps) for each in settings.values())
         print(
             f"| {name} | {steps} | {np.median(own):.2f} ({own.min():.2f}-{own.max():.2f}) "
             f"| {np.median(share):.2f} ({share.min():.2f}-{share.max():.2f}) |"

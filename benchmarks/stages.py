@@ -23,22 +23,21 @@ import numpy as np
 
 from train.recipes import RECIPES
 from unclip_jax.bundle import store
-from unclip_jax.bundle.parts import Kind
-from unclip_jax.cascade import default_settings, draw_embedding, draw_image, upsample
 from unclip_jax.core import command_line
 from unclip_jax.core.errors import run_cli
-from unclip_jax.diffusion.noise import KeyNoise
-from unclip_jax.models import clip
-from unclip_jax.models.base import parameter_count
-from unclip_jax.models.prior import EmbeddingStats
+from unclip_jax.models.parameters import parameter_count
 from unclip_jax.parallel.mesh import make_mesh
-from unclip_jax.parallel.rules import match_rules
 from unclip_jax.parallel.step import compile_step
-from unclip_jax.training.stages.blueprints import blueprint_of
+from unclip_jax.stages.encoders import Encoder, frozen_shardings
+from unclip_jax.stages.operations import Options as SampleOptions
+from unclip_jax.stages.operations import sample_stage
+from unclip_jax.stages.spaces import EmbeddingStats
+from unclip_jax.stages.stage import array_shape
+from unclip_jax.systems.system import Step, noise_of, run_stage
 from unclip_jax.training.state import abstract_state, init, state_shardings
 from unclip_jax.training.step import make_step
 
-STAGES: dict[str, Kind] = {
+ROLES = {
     "clip": "clip",
     "prior": "prior",
     "decoder": "decoder",
@@ -66,7 +65,7 @@ class Options:
 def recipe_of(options: Options, name: str) -> Any:
     """The config that trains the part `name`."""
     suffix = {"upsampler_0": "-64", "upsampler_1": "-128"}.get(name, "")
-    return RECIPES[STAGES[name]][options.recipe + suffix]()
+    return RECIPES[ROLES[name]][options.recipe + suffix]()
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -78,26 +77,29 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 def training(options: Options, name: str) -> dict[str, float]:
     """Compile and step seconds of the recipe's training step."""
-    config, clip_spec = recipe_of(options, name), RECIPES["clip"][options.recipe]().model
-    plan = blueprint_of(STAGES[name], config, clip_spec)
+    config, clip = recipe_of(options, name), RECIPES["clip"][options.recipe]().stage().network
+    encoders = dict.fromkeys(config.encoder_paths(), clip)
+    config = config.fitted(encoders)
+    stage = config.stage()
     rng = np.random.default_rng(0)
     batch = {
         key: np.ones(shape, dtype) if dtype.kind == "b" else rng.integers(0, 256, shape, dtype)
-        for key, (shape, dtype) in plan.batch.arrays().items()
+        for key, (shape, dtype) in config.batch(encoders).arrays().items()
     }
-    frozen: dict[str, Any] = {}
-    if name in ("prior", "decoder"):
-        frozen["clip"] = clip.init_params(clip_spec, jax.random.key(1))
-    if name == "prior":
-        frozen["stats"] = EmbeddingStats(mean=jnp.zeros(clip_spec.embed_dim), std=jnp.ones(clip_spec.embed_dim))
+    frozen: dict[str, Any] = {
+        each: Encoder(network=network, params=network.init(jax.random.key(1))) for each, network in encoders.items()
+    }
+    if stage.needs_stats:
+        width = clip.shared_sizes()["embed_dim"]
+        frozen["stats"] = EmbeddingStats(mean=jnp.zeros(width), std=jnp.ones(width))
 
     mesh = make_mesh(config.run.mesh)
-    state = init(plan.stage, config.optim, mesh, jax.random.key(0), plan.rules)
-    abstract = abstract_state(plan.stage, config.optim, mesh, plan.rules)
-    frozen_shardings = match_rules(plan.frozen_rules, frozen, mesh)
-    step_fn = make_step(plan.stage, config.optim, total_steps=config.run.steps, seed=0)
-    step = compile_step(step_fn, mesh, state_shardings(abstract), frozen_shardings)
-    frozen, batch = jax.device_put(frozen, frozen_shardings), step.put(batch)
+    state = init(stage, config.optim, mesh, jax.random.key(0))
+    abstract = abstract_state(stage, config.optim, mesh)
+    where = frozen_shardings(frozen, mesh)
+    step_fn = make_step(stage, config.optim, total_steps=config.run.steps, seed=0)
+    step = compile_step(step_fn, mesh, state_shardings(abstract), where)
+    frozen, batch = jax.device_put(frozen, where), step.put(batch)
     (state, _), first = timed(lambda: step.run(state, frozen, batch))
     seconds = []
     for _ in range(options.steps):
@@ -109,34 +111,29 @@ def training(options: Options, name: str) -> dict[str, float]:
 
 def sampling(options: Options, name: str) -> dict[str, float]:
     """Compile and call seconds of the bundle's sampling program."""
-    bundle = store.load(options.bundle, parts=("clip", name) if STAGES[name] != "upsampler" else (name,))
-    part, b = bundle.part(name), options.images
-    if name == "clip":
-        spec: Any = part.spec
-        images = jnp.zeros((b, spec.image_tower.image_size, spec.image_tower.image_size, 3))
-        encode = jax.jit(lambda params, images: clip.encode_image(spec, params, images))
-        call = lambda: encode(part.params, images)  # noqa: E731
+    described = store.load(options.bundle, weights=False)
+    encoders = described.stages[name].encoders if name in described.stages else ()
+    system, b = store.load(options.bundle, parts=(*encoders, name)), options.images
+    if name in system.encoders:
+        encoder = system.encoder(name)
+        size = encoder.clip.image_tower.image_size
+        images, encode = jnp.zeros((b, size, size, 3)), jax.jit(Encoder.encode_image)
+        params, call = encoder.params, lambda: encode(encoder, images)
     else:
-        how = default_settings(store.load(options.bundle, weights=False))[name]
-        noise = KeyNoise(key=jax.random.key(0), indices=jnp.arange(b * (how.num_candidates if name == "prior" else 1)))
-        if name in ("prior", "decoder"):
-            clip_spec: Any = bundle.part("clip").spec
-            tokens = jnp.zeros((b, clip_spec.text_tower.context), jnp.int32)
-            mask = jnp.ones(tokens.shape, bool)
-        if name == "prior":
-            call = lambda: draw_embedding(bundle, tokens, mask, noise, how)  # noqa: E731
-        elif name == "decoder":
-            z_i = jnp.ones((b, clip_spec.embed_dim))
-            call = lambda: draw_image(bundle, z_i, tokens, mask, noise, how)  # noqa: E731
-        else:
-            low = jnp.zeros((b, part.low_res_size or 0, part.low_res_size or 0, 3))
-            call = lambda: upsample(part, low, noise, how)  # noqa: E731
+        networks, settings = system.networks, system.settings([name])
+        rows = {}
+        for array in system.stages[name].reads:
+            row = array_shape(array, networks)
+            rows[array] = jnp.ones((b, *row.shape), row.dtype)
+        noise = noise_of(system, name, jax.random.key(0), jnp.arange(b), settings)
+        step = Step(sample_stage, SampleOptions(settings=settings[name]))
+        params, call = system.params[name], lambda: run_stage(system, name, step, rows, noise)
     _, first = timed(call)
     seconds = statistics.median(timed(call)[1] for _ in range(3))
     return {
         "sample_compile": first - seconds,
         "sample": seconds,
-        "parameters": float(parameter_count(part.params)),
+        "parameters": float(parameter_count(params)),
     }
 
 
@@ -160,7 +157,7 @@ def main() -> None:
     columns = ["part", "parameters", "train compile", "train step", "images/s", "train memory"]
     columns += ["sample compile", "sample", "sample memory"]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for name in STAGES:
+    for name in ROLES:
         command = [sys.executable, "-m", "benchmarks.stages", "--only", name]
         for field in ("bundle", "recipe", "images", "steps"):
             command += [f"--{field}", str(getattr(options, field))]

@@ -13,49 +13,49 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from sample.common import Prior, cuts_told, overlay
-from sample.output import check_free, write_npz
-from sample.text_to_image import read_prompts
 from unclip_jax.bundle import store
-from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core import compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.stages.settings import StageSettings
-from unclip_jax.text_to_image import text_to_embedding
+from unclip_jax.core.files import check_free
+from unclip_jax.core.npz import write_npz
+from unclip_jax.sampling.captions import report_truncation
+from unclip_jax.sampling.overrides import parse
+from unclip_jax.sampling.text_to_image import text_to_embedding
+
+from .options import Request, chosen_settings
+from .prompts import read_prompts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Request):
     """CLIP image embeddings of captions."""
 
     prompt: Annotated[str | None, tyro.conf.Positional] = None
     """The caption."""
     prompts: Path | None = None
     """A text file with one caption a line, instead."""
-    bundle: str = "demo"
-    """A bundle with CLIP and a prior: a folder, or the name of a shipped one."""
     seed: int = 0
     """Another seed, other embeddings; the same seed, the same, and those that `text_to_image` decodes."""
     out: Path = Path("out/z.npz")
     """The .npz to write."""
-    overwrite: bool = False
-    """Replace what is already there."""
-    batch_size: int = 16
-    """Captions embedded at once."""
-    prior: Prior = Prior()
 
 
 def main() -> None:
     """Embeds and saves."""
-    options: Options = command_line.parse(Options, prog="python -m sample.embed", description=__doc__)
+    options = parse(Options, __doc__)
+    options.check()
     if options.out.suffix != ".npz":
         raise UserError(f"{options.out} does not end in .npz; give a name that does")
     check_free([options.out], overwrite=options.overwrite)
     prompts = read_prompts(options.prompt, options.prompts)
     compilation_cache.enable()
-    bundle = store.load(options.bundle, parts=("clip", "prior"))
-    settings = overlay(bundle.sampling.get("prior", StageSettings()), vars(options.prior))
-    with cuts_told():
-        z_i = text_to_embedding(bundle, prompts, seed=options.seed, settings=settings, batch_size=options.batch_size)
+    described = store.load(options.bundle, weights=False)
+    name = described.writer("z_i")
+    system = store.load(options.bundle, parts=(*described.stages[name].encoders, name))
+    settings = chosen_settings(system, options, [name])[name]
+    sizes = {"seed": options.seed, "batch_size": options.batch_size}
+    with report_truncation():
+        z_i = text_to_embedding(system, prompts, settings=settings, **sizes)
     write_npz(options.out, prompts=np.array(prompts), z_i=z_i)
     print(options.out)
 

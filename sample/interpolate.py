@@ -1,40 +1,38 @@
-"""Draw the way from one image, or one prompt, to another.
+"""Draw the path from one image, or one prompt, to another.
 
-    python -m sample.interpolate a.png b.png --bundle demo --frames 8 --out out/way.png
-    python -m sample.interpolate --prompts "a red circle" "a blue circle" "a blue square" --out out/way.gif
-    python -m sample.interpolate --points out/points.npz --x-t fixed --out out/way/       (a file per frame)
+    python -m sample.interpolate a.png b.png --bundle demo --frames 8 --out out/path.png
+    python -m sample.interpolate --prompts "a red circle" "a blue circle" "a blue square" --out out/path.gif
+    python -m sample.interpolate --latents out/latents.npz --x-t fixed --out out/path/       (a file per frame)
 
 Only PNG files say how they were drawn; a .gif or an .mp4 does not.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
 
-from sample.animation import SUFFIXES, check_writable, save_animation
-from sample.common import FromImages, Prior, cuts_told, overlay
-from sample.output import Output
-from sample.points import Points, base_size, decode_points, points_of, settings_for, source_names
-from unclip_jax.bundle import store
-from unclip_jax.bundle.parts import Bundle
-from unclip_jax.core import command_line, compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.editing.interpolation import along, even, stops
-from unclip_jax.stages.settings import StageSettings
-from unclip_jax.text_to_image import text_to_embedding
+from unclip_jax.editing.interpolation import OVERSAMPLING, equal_change_positions, frame_positions, interpolate
+from unclip_jax.editing.latents import Latents, base_size
+from unclip_jax.images.animation import SUFFIXES, check_writable, save_animation
+from unclip_jax.sampling.captions import report_truncation
+from unclip_jax.sampling.overrides import parse
+from unclip_jax.sampling.session import Session
+from unclip_jax.sampling.text_to_image import last_stage, text_to_embedding
 
-SURVEY = 4
-"""Small images drawn for each frame to find an even pace."""
+from .options import FromImages, Job, chosen_settings, decode, latents_of, open_session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(FromImages):
-    """Draw the way from one image, or one prompt, to another."""
+    """Draw the path from one image, or one prompt, to another."""
+
+    RENAMED: ClassVar = {**FromImages.RENAMED, "pace": "spacing"}
 
     prompts: tuple[str, ...] = ()
     """Two or more prompts, instead of images."""
@@ -43,14 +41,13 @@ class Options(FromImages):
     frames: int = 8
     """Frames from one image to the next."""
     x_t: Literal["slerp", "fixed"] | None = None
-    """The noise that the decoder starts from: on the way from each image's own to the next's (slerp), so that the
-    images themselves are on the way; or one noise for all frames (fixed). Prompts have none of their own: fixed."""
-    pace: Literal["even", "theta"] = "even"
-    """Frames between which pixels change alike, for which the way is drawn small and finely first (even); or evenly
+    """The noise that the decoder starts from: between each image's own and the next's (slerp), so that the images
+    themselves are on the path; or one noise for all frames (fixed). Prompts have none of their own: fixed."""
+    spacing: Literal["even", "theta"] = "even"
+    """Frames between which pixels change alike, for which the path is drawn small and finely first (even); or evenly
     spaced along the great circle (theta)."""
     frames_per_second: float = 8.0
     """Of a .gif or an .mp4."""
-    prior: Prior = Prior()
 
     def inputs(self) -> list[Path]:
         """As `Request.inputs`."""
@@ -59,7 +56,7 @@ class Options(FromImages):
     def check(self) -> None:
         """As `Request.check`."""
         super().check()
-        if self.prompts and (self.images or self.points is not None):
+        if self.prompts and (self.images or self.latents is not None):
             raise UserError("both --prompts and images are given; give one of them")
         if self.prompts and self.x_t == "slerp":
             raise UserError("prompts have no noise of their own; leave --x-t out")
@@ -72,54 +69,56 @@ class Options(FromImages):
 def run(options: Options) -> None:
     """Draws and saves."""
     options.check()
-    names = list(options.prompts) or source_names(options)
+    names = list(options.prompts) or options.names()
     if len(names) < 2:
-        raise UserError("one image is no way; give two or more")
+        raise UserError("one image is no path; give two or more")
     check_writable(options.out)
-    places = stops(len(names), options.frames)
-    frames = [f"{i:04d}" for i in range(len(places))]
-    output = Output("sample.interpolate", options, frames, SUFFIXES)
-    compilation_cache.enable()
-    bundle = store.load(options.bundle)
+    positions = frame_positions(len(names), options.frames)
+    job = Job.start("interpolate", options, [f"{i:04d}" for i in range(len(positions))], SUFFIXES)
+    session = open_session(options)
     if options.prompts:
-        points, settings = points_of_prompts(bundle, options)
+        latents, settings = latents_of_prompts(session, options)
+        decoded = functools.partial(decode, session, options, settings)
     else:
-        points, settings = points_of(bundle, options, inverted=options.x_t != "fixed")
-    way = jax.jit(along)
+        latents, settings, start = latents_of(session.system, options, inverted=options.x_t != "fixed")
+        decoded = functools.partial(start, session)
+    path = jax.jit(interpolate)
 
-    def draw(places: Array, options: Options) -> UInt8[np.ndarray, "n h w 3"]:
-        z_i = np.asarray(way(jnp.asarray(points.z_i), places))
-        x_T = None if points.x_T is None else np.asarray(way(jnp.asarray(points.x_T), places))
+    def draw(positions, **more) -> np.ndarray:
+        z_i = np.asarray(path(jnp.asarray(latents.z_i), positions))
+        x_T = None if latents.x_T is None else np.asarray(path(jnp.asarray(latents.x_T), positions))
         # All frames have the noise of one image, that of the upsamplers too.
-        return decode_points(bundle, options, settings, z_i, x_T=x_T, indices=np.zeros(len(places), np.int32))
+        return decoded(z_i, x_T=x_T, indices=np.zeros(len(positions), np.int32), **more)
 
-    if options.pace == "even":
-        survey = stops(len(names), SURVEY * options.frames)
-        small = draw(survey, dataclasses.replace(options, stop_at=base_size(bundle), only=None))
-        places = even(np.asarray(survey), small, options.frames)
-    images = draw(places, options)
+    if options.spacing == "even":
+        survey = frame_positions(len(names), OVERSAMPLING * options.frames)
+        small = draw(survey, stop_at=base_size(session.system))
+        positions = equal_change_positions(np.asarray(survey), small, options.frames)
+    images = draw(positions, only=options.only)
     if options.out.suffix.lower() in SUFFIXES:
         save_animation(options.out, images, options.frames_per_second)
         print(options.out)
         return
     about = {"prompts" if options.prompts else "images": "\n".join(names)}
-    output.save(bundle, settings, images, about, [about | {"place": f"{place:.6g}"} for place in places])
+    each = [about | {"place": f"{position:.6g}"} for position in positions]
+    job.save(session.system, settings, images, about, each)
 
 
-def points_of_prompts(bundle: Bundle, options: Options) -> tuple[Points, dict[str, StageSettings]]:
-    """What the prior draws for the prompts, and the settings of all stages."""
-    prior = overlay(bundle.sampling.get("prior", StageSettings()), vars(options.prior))
-    settings = settings_for(bundle, options)
-    with cuts_told():
-        z_i = text_to_embedding(
-            bundle, options.prompts, seed=options.seed, settings=prior, batch_size=options.batch_size
-        )
-    return Points(names=list(options.prompts), z_i=z_i), {"prior": prior} | settings
+def latents_of_prompts(session: Session, options: Options):
+    """What the prior samples for the prompts, and the settings of all stages."""
+    system = session.system
+    prior = system.writer("z_i")
+    stages = system.path({"tokens": True, "mask": True}, last_stage(system, options.stop_at))
+    settings = chosen_settings(system, options, stages)
+    sizes = {"seed": options.seed, "batch_size": options.batch_size}
+    with report_truncation():
+        z_i = text_to_embedding(system, options.prompts, settings=settings[prior], **sizes)
+    return Latents(names=list(options.prompts), z_i=z_i), settings
 
 
 def main() -> None:
     """Reads the options and runs."""
-    run(command_line.parse(Options, prog="python -m sample.interpolate", description=__doc__))
+    run(parse(Options, __doc__))
 
 
 if __name__ == "__main__":

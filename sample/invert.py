@@ -1,10 +1,11 @@
-"""Turn images into points: z_i, what CLIP sees in them, and x_T, the noise that the decoder turns into them.
+"""Turn images into latents: z_i, what CLIP sees in them, and x_T, the noise that the decoder turns into them.
 
-    python -m sample.invert photo.jpg --bundle demo --out out/points.npz     (and out/points.png beside it)
-    python -m sample.invert photos/ --out out/points/                        (an .npz per image)
+    python -m sample.invert photo.jpg --bundle demo --out out/latents.npz    (and out/latents.png beside it)
+    python -m sample.invert photos/ --out out/latents/                       (an .npz per image)
 
-The sheet has a row per image: the image at the decoder's size, and what the decoder makes of its point. The other
-commands take the .npz with --points in place of images.
+The sheet has a row per image: the image at the decoder's size, and what the decoder makes of its latents. The other
+commands take the .npz with --latents in place of images. --decoder.steps and --decoder.guidance-scale are those of both
+ways; 50 steps without guidance by default, which is the most faithful.
 """
 
 import dataclasses
@@ -14,31 +15,30 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from sample.common import Drawing, Request, image_files, overlay, read_fitted, stems
-from sample.output import Record, check_free
-from sample.points import Points, base_size, decode_points, find_points, write_points
-from unclip_jax.bundle import store
-from unclip_jax.cascade import choose_settings
-from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core import compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.editing.inversion import CORRECTIONS, faithful, psnr
+from unclip_jax.core.files import check_free
+from unclip_jax.editing.inversion import CORRECTIONS, inversion_settings
+from unclip_jax.editing.latents import Latents, base_size, encode_files, save_latents
+from unclip_jax.images.files import image_files, read_fitted, stems
 from unclip_jax.images.pixels import grid
 from unclip_jax.images.png import save_png
+from unclip_jax.images.quality import psnr
+from unclip_jax.sampling.overrides import parse
+from unclip_jax.sampling.provenance import Provenance
+
+from .options import Drawing, Request, chosen_settings, decode, open_session, say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Request):
-    """Turn images into points (z_i, x_T)."""
+    """Turn images into latents (z_i, x_T)."""
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Image files of any size and kind, or folders of them; each is cropped to its central square."""
-    out: Path = Path("out/points.npz")
-    """An .npz for all points, with the sheet of what they give back beside it as a .png; a folder for an .npz per image
-    and the sheet; or a .png for the sheet alone."""
-    steps: int | None = None
-    """Steps of the way back, and of the decoder on the way there, 50 by default; more is slower and nearer."""
-    guidance_scale: float | None = None
-    """How hard the embedding pulls; 1 by default, which is no guidance and the most faithful."""
+    out: Path = Path("out/latents.npz")
+    """An .npz for all latents, with the sheet of what they give back beside it as a .png; a folder for an .npz per
+    image and the sheet; or a .png for the sheet alone."""
     corrections: int = CORRECTIONS
     """How often each step is mended; each time costs as much as the step itself."""
 
@@ -53,27 +53,27 @@ def run(options: Options) -> None:
     if options.corrections < 0:
         raise UserError(f"corrections is {options.corrections}; it must be at least 0")
     files = image_files(options.images)
-    sheet, points_files = paths(options.out, stems(files))
-    check_free([sheet, *points_files], overwrite=options.overwrite)
-    record = Record("sample.invert", options)
+    sheet, latent_files = paths(options.out, stems(files))
+    check_free([sheet, *latent_files], overwrite=options.overwrite)
+    provenance = Provenance.of("invert", options, options.inputs())
     compilation_cache.enable()
-    bundle = store.load(options.bundle)
-    how = overlay(faithful(), {"steps": options.steps, "guidance_scale": options.guidance_scale})
-    settings = {"decoder": choose_settings(bundle, ["decoder"], {"decoder": how})["decoder"]}
-    points = find_points(bundle, files, options.batch_size, how, options.corrections)
-    size = base_size(bundle)
-    drawing = Drawing(batch_size=options.batch_size, stop_at=size)
-    images = decode_points(bundle, drawing, settings, points.z_i, x_T=points.x_T)
+    session = open_session(options)
+    system, size = session.system, base_size(session.system)
+    decoder = system.reader("z_i")
+    settings = chosen_settings(system, options, [decoder], {decoder: inversion_settings()})
+    how = {"settings": settings[decoder], "corrections": options.corrections, "report": say}
+    latents = encode_files(system, files, batch_size=options.batch_size, **how)
+    images = decode(session, Drawing(stop_at=size), settings, latents.z_i, x_T=latents.x_T)
     originals = read_fitted(files, size)[0]
     nearness = psnr(originals, images)
-    for name, value in zip(points.names, nearness, strict=True):
+    for name, value in zip(latents.names, nearness, strict=True):
         print(f"{name}: PSNR {value:.2f} dB")
     print(f"median: PSNR {np.median(nearness):.2f} dB")
-    for path, rows in zip(points_files, split(points, len(points_files)), strict=True):
-        write_points(path, rows, bundle)
+    for path, rows in zip(latent_files, split(latents, len(latent_files)), strict=True):
+        save_latents(path, rows, system)
         print(path)
     both = np.stack([originals, images], axis=1).reshape(-1, size, size, 3)
-    save_png(sheet, grid(both, 2), record.text(bundle, settings) | {"images": "\n".join(points.names)})
+    save_png(sheet, grid(both, 2), provenance.text(system, settings) | {"images": "\n".join(latents.names)})
     print(sheet)
 
 
@@ -89,17 +89,17 @@ def paths(out: Path, names: Sequence[str]) -> tuple[Path, list[Path]]:
     raise UserError(f"{out} is no .npz; give a name that ends in .npz or .png, or a folder")
 
 
-def split(points: Points, count: int) -> list[Points]:
-    """All points in one, or one by one."""
+def split(latents: Latents, count: int) -> list[Latents]:
+    """All latents in one, or one by one."""
     if count < 2:
-        return [points] * count
-    each = zip(points.names, points.z_i, points.x_T if points.x_T is not None else (), strict=True)
-    return [Points(names=[name], z_i=z_i[None], x_T=x_T[None], how=points.how) for name, z_i, x_T in each]
+        return [latents] * count
+    each = zip(latents.names, latents.z_i, latents.x_T if latents.x_T is not None else (), strict=True)
+    return [Latents(names=[name], z_i=z_i[None], x_T=x_T[None], settings=latents.settings) for name, z_i, x_T in each]
 
 
 def main() -> None:
     """Reads the options and runs."""
-    run(command_line.parse(Options, prog="python -m sample.invert", description=__doc__))
+    run(parse(Options, __doc__))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from sample.common import FromImages
-from sample.output import Output
-from sample.points import decode_points, points_of, source_names, with_originals
-from unclip_jax.bundle import store
-from unclip_jax.core import command_line, compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.editing.text_diff import text_diff
+from unclip_jax.sampling.overrides import parse
+
+from .options import FromImages, Job, latents_of, open_session, with_originals
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class Options(FromImages):
     """How far to go, from 0, the image itself, to 1, what the words say and nothing of the image. The paper takes 0.25
     to 0.5."""
     captioned: bool = False
-    """Tell the decoder the words of --to as its caption, too."""
+    """Condition the decoder on the words of --to as its caption, too."""
     out: Path = Path("out/text_diff.png")
     """A .png with a row per image, or a folder for a file per image and theta."""
 
@@ -53,34 +51,30 @@ class Options(FromImages):
 
 def run(options: Options) -> None:
     """Draws and saves."""
-    names = source_names(options)
-    count = len(options.thetas)
+    names, count = options.names(), len(options.thetas)
     source, theta = np.repeat(np.arange(len(names)), count), np.tile(options.thetas, len(names))
-    files = [f"{name}_{number:02d}" for name in names for number in range(count)]
-    output = Output("sample.text_diff", options, files)
-    compilation_cache.enable()
-    bundle = store.load(options.bundle)
-    points, settings = points_of(bundle, options, inverted=True)
+    job = Job.start("text_diff", options, [f"{name}_{number:02d}" for name in names for number in range(count)])
+    session = open_session(options)
+    latents, settings, decode = latents_of(session.system, options, inverted=True)
     before, after = ([caption] * len(source) for caption in (options.before, options.after))
-    z_i = text_diff(bundle, jnp.asarray(points.z_i[source]), before, after, jnp.asarray(theta, jnp.float32))
-    images = decode_points(
-        bundle,
-        options,
-        settings,
+    z_i = text_diff(session.system, jnp.asarray(latents.z_i[source]), before, after, jnp.asarray(theta, jnp.float32))
+    images = decode(
+        session,
         np.asarray(z_i),
-        x_T=None if points.x_T is None else points.x_T[source],
+        x_T=None if latents.x_T is None else latents.x_T[source],
         indices=source,
         captions=after if options.captioned else None,
+        only=options.only,
     )
     said = {"from": options.before, "to": options.after}
     about = said | {"images": "\n".join(names), "thetas": " ".join(map(str, options.thetas))}
     each = [said | {"image": names[i], "theta": f"{at:g}"} for i, at in zip(source, theta, strict=True)]
-    output.save(bundle, settings, images, about, each, with_originals(options, images, count))
+    job.save(session.system, settings, images, about, each, with_originals(options, images, count))
 
 
 def main() -> None:
     """Reads the options and runs."""
-    run(command_line.parse(Options, prog="python -m sample.text_diff", description=__doc__))
+    run(parse(Options, __doc__))
 
 
 if __name__ == "__main__":

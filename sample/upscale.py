@@ -9,21 +9,18 @@ anew.
 
 import dataclasses
 from pathlib import Path
-from typing import cast
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
 
-from sample.common import Drawing, image_files, in_batches, last, read_fitted, stage_settings, stems
-from sample.output import Output
 from unclip_jax.bundle import store
-from unclip_jax.cascade import choose_settings
-from unclip_jax.core import command_line, compilation_cache
 from unclip_jax.core.errors import run_cli
-from unclip_jax.editing.upscaling import upscale, upscaling_stages
-from unclip_jax.images.pixels import to_float
+from unclip_jax.editing.upscaling import upscaling_stages
+from unclip_jax.images.files import image_files, read_fitted, stems
+from unclip_jax.images.pixels import to_float, to_uint8
+from unclip_jax.sampling.overrides import parse
+from unclip_jax.sampling.session import Request
+
+from .options import Drawing, Job, chosen_settings, open_session, report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,32 +43,22 @@ def run(options: Options) -> None:
     """Draws and saves."""
     files = image_files(options.images)
     names = stems(files)
-    output = Output("sample.upscale", options, names)
-    compilation_cache.enable()
-    stages = upscaling_stages(store.load(options.bundle, weights=False), options.from_size, options.stop_at)
-    bundle = store.load(options.bundle, parts=stages)
-    settings = choose_settings(bundle, stages, stage_settings(bundle, options))
-    (small,) = read_fitted(files, cast(int, bundle.parts[stages[0]].low_res_size))
-
-    def draw(rows: np.ndarray) -> np.ndarray:
-        drawn = upscale(
-            bundle,
-            jnp.asarray(to_float(small[rows])),
-            jax.random.key(options.seed),
-            indices=jnp.asarray(rows),
-            settings=settings,
-            stop_at=options.stop_at,
-        )
-        return last((f"{rows[-1] + 1} of {len(files)} images: {each.part}", each.value) for each in drawn)
-
-    images = in_batches(draw, len(files), options.batch_size, options.only)
-    about, each = {"images": "\n".join(names)}, [{"image": name} for name in names]
-    output.save(bundle, {name: settings[name] for name in stages}, images, about, each)
+    job = Job.start("upscale", options, names)
+    described = store.load(options.bundle, weights=False)
+    stages = upscaling_stages(described, options.from_size, options.stop_at)
+    session = open_session(options, stages)
+    (array,) = described.stages[stages[0]].reads
+    (small,) = read_fitted(files, int(array.removeprefix("image_")))
+    settings = chosen_settings(described, options, stages)
+    inputs = {array: to_float(small)}
+    request = Request(inputs=inputs, seed=options.seed, until=stages[-1], settings=settings, only=options.only)
+    images = to_uint8(session.result(request, report))
+    job.save(described, settings, images, {"images": "\n".join(names)}, [{"image": name} for name in names])
 
 
 def main() -> None:
     """Reads the options and runs."""
-    run(command_line.parse(Options, prog="python -m sample.upscale", description=__doc__))
+    run(parse(Options, __doc__))
 
 
 if __name__ == "__main__":

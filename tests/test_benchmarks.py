@@ -28,6 +28,7 @@ def benchmark(*words):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENV, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_without_torch_our_side_is_measured_alone(tmp_path):
     out = tmp_path / "gpu.json"
     done = benchmark(*TRIAL, "--rounds", 1, "--steps", 1, "--torch-python", tmp_path / "none", "--json", out)
@@ -39,6 +40,7 @@ def test_without_torch_our_side_is_measured_alone(tmp_path):
     assert row["sides"]["ours"]["mfu"] is None and row["attention"] == "xla"
 
 
+@pytest.mark.slow
 def test_both_sides_in_turn(tmp_path):
     """With a process that answers as torch's would."""
     peer, out = tmp_path / "python", tmp_path / "gpu.json"
@@ -90,14 +92,14 @@ def test_bad_options(monkeypatch, capsys, words, line):
     ],
 )
 def test_a_side_that_ends_says_why(shell, line):
-    with pytest.raises(gpu.Failed) as failed:
+    with pytest.raises(gpu.SideError) as failed:
         gpu.Child(["sh", "-c", shell], dict(os.environ))
     assert str(failed.value) == line
 
 
 def test_a_side_that_ends_between_requests_says_why():
     child = gpu.Child(["sh", "-c", "echo '{}'; echo 'MemoryError' >&2; exit 1"], dict(os.environ))
-    with pytest.raises(gpu.Failed, match="^MemoryError$"):
+    with pytest.raises(gpu.SideError, match="^MemoryError$"):
         child.ask(do="prepare")
     child.close()
 
@@ -117,16 +119,19 @@ def test_peaks_go_by_whole_words(device, peak):
     assert gpu.peak_of(device) == peak
 
 
+@pytest.mark.slow
 def test_samplers_in_turn(tiny_folder, tiny_bundle, monkeypatch, capsys):
-    drawn = []
-    monkeypatch.setattr(samplers, "text_to_image", lambda bundle, captions, **how: drawn.append(how["settings"]))
+    calls = []
+    monkeypatch.setattr(
+        samplers, "text_to_image", lambda system, captions, **options: calls.append(options["settings"])
+    )
     monkeypatch.setattr(samplers, "PAPER_STEPS", {"prior": 6, "decoder": 25, "upsampler_0": 2})
     monkeypatch.setattr(sys, "argv", ["samplers", "--bundle", str(tiny_folder), "--images", "2", "--rounds", "3"])
     samplers.main()
     # Every way once to compile, and then round after round.
-    assert len(drawn) == 4 * 5 and drawn[:5] == drawn[5:10]
-    assert [how.steps for how in drawn[0].values()] == [6, 25, 2] and drawn[1] == tiny_bundle.sampling
-    assert {each["decoder"].guidance_scale for each in drawn} == {tiny_bundle.sampling["decoder"].guidance_scale}
+    assert len(calls) == 4 * 5 and calls[:5] == calls[5:10]
+    assert [each.steps for each in calls[0].values()] == [6, 25, 2] and calls[1] == tiny_bundle.sampling
+    assert {each["decoder"].guidance_scale for each in calls} == {tiny_bundle.sampling["decoder"].guidance_scale}
     rows = capsys.readouterr().out.splitlines()[-5:]
     assert rows[0].startswith("| DDIM, steps as in the paper | 6 + 25 + 2 |")
     assert rows[0].endswith("| 1.00 (1.00-1.00) |")

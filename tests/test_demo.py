@@ -2,10 +2,12 @@
 
 import warnings
 
+import pytest
+
 from unclip_jax.bundle import find, load
 from unclip_jax.bundle.store import verify_files
 from unclip_jax.eval.shapes.cases import GROUPS, cases, evaluate
-from unclip_jax.text_to_image import text_to_image
+from unclip_jax.sampling.text_to_image import text_to_image
 
 
 def test_whole_and_small():
@@ -14,6 +16,7 @@ def test_whole_and_small():
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 40e6
 
 
+@pytest.mark.slow
 def test_draws_what_captions_say():
     """As `python -m unclip_jax.eval.shapes`, on few captions and at 32 px, with room for other roundings."""
     groups = {name: cases(*GROUPS[name], 16) for name in ("one object, unseen pair", "two objects, seen pairs")}

@@ -8,15 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from train.recipes import tiny
-from unclip_jax.bundle import Bundle, Part, identity
-from unclip_jax.bundle.parts import flatten, unflatten
-from unclip_jax.data.captioned_shapes import render as draw
-from unclip_jax.data.captioned_shapes import scenes as shapes
+from unclip_jax.core.typing import Params
+from unclip_jax.data.captioned_shapes import scenes
+from unclip_jax.data.captioned_shapes.render import render
 from unclip_jax.data.pipeline import BatchSpec, batches
-from unclip_jax.data.sources import Record
-from unclip_jax.models.prior import EmbeddingStats
+from unclip_jax.data.records import Record
+from unclip_jax.models.base import Network
+from unclip_jax.models.parameters import flatten, identity, unflatten
+from unclip_jax.stages.encoders import Encoder
+from unclip_jax.stages.spaces import EmbeddingStats
+from unclip_jax.systems import unclip
+from unclip_jax.systems.system import System
 from unclip_jax.text.tokenizer import Tokenizer
-from unclip_jax.training.stages.common import FrozenCLIP
+from unclip_jax.training.encoders import FrozenEncoder
 
 NUM_TRAIN = tiny.DATA.num_train
 CONTEXT = tiny.TEXT.context
@@ -25,9 +29,9 @@ CONTEXT = tiny.TEXT.context
 @functools.cache
 def records() -> list[Record]:
     """What captioned_shapes holds for recipe tiny."""
-    examples = [shapes.example("train", i) for i in range(NUM_TRAIN)]
+    examples = [scenes.example("train", i) for i in range(NUM_TRAIN)]
     return [
-        Record(image=draw.render(scene, tiny.DATA.resolution), caption=caption, name=f"train/{i:06d}")
+        Record(image=render(scene, tiny.DATA.resolution), caption=caption, name=f"train/{i:06d}")
         for i, (scene, caption) in enumerate(examples)
     ]
 
@@ -48,8 +52,8 @@ def batch(size: int, sizes: tuple[int, ...] = (8, 16), crop: int | None = None) 
         iterator.close()
 
 
-def weights(part: Part, seed: int) -> Part:
-    """`part` with weights that make every input count, without compiling the network's own initialisation."""
+def weights(network: Network, seed: int) -> Params:
+    """Weights that make every input count, without compiling the network's own initialisation."""
     rng = np.random.default_rng(seed)
 
     def fill(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -62,48 +66,65 @@ def weights(part: Part, seed: int) -> Part:
             value = 0.3 * noise
         return jnp.asarray(value, jnp.float32)
 
-    leaves = flatten(part.abstract_params()).items()
-    return dataclasses.replace(part, params=unflatten({name: fill(name, leaf) for name, leaf in leaves}))
+    leaves = flatten(network.abstract_params()).items()
+    return unflatten({name: fill(name, leaf) for name, leaf in leaves})
 
 
 @functools.cache
-def bundle() -> Bundle:
-    """Every part of recipe tiny, one upsampler, the recipes' sampling settings."""
+def system() -> System:
+    """Every stage of recipe tiny, one upsampler, the recipes' sampling settings."""
     eos_id, vocab_size = tokenizer().eos_id, tokenizer().vocab_size
     text = dataclasses.replace(tiny.TEXT, vocab_size=vocab_size, eos_id=eos_id)
-    clip = weights(Part(kind="clip", spec=dataclasses.replace(tiny.clip().model, text=text)), 0)
-    clip = dataclasses.replace(clip, clip_identity=identity(clip.params))
-    prior, decoder, upsampler = tiny.prior(), tiny.decoder(), tiny.upsampler()
+    clip_spec = dataclasses.replace(tiny.clip().model, text=text)
+    clip = Encoder(network=clip_spec, params=weights(clip_spec, 0))
+    own = identity(clip.params)
+    configs = {"prior": tiny.prior(), "decoder": tiny.decoder(), "upsampler_0": tiny.upsampler()}
     # A random network that predicts v draws what its noise says; eps would give -1 and 1 only, x0 one answer.
-    processes = [dataclasses.replace(config.process, prediction="v") for config in (prior, decoder, upsampler)]
-    parts = {
-        "prior": Part(kind="prior", spec=prior.model, process=processes[0], clip_identity=clip.clip_identity),
-        "decoder": Part(
-            kind="decoder",
-            spec=dataclasses.replace(decoder.model, text=text),
-            process=processes[1],
-            clip_identity=clip.clip_identity,
-        ),
-        "upsampler_0": Part(kind="upsampler", spec=upsampler.model, process=processes[2], low_res_size=8),
+    stages = {
+        name: dataclasses.replace(stage, process=dataclasses.replace(stage.process, prediction="v"))
+        for name, stage in ((name, config.fitted({"clip": clip_spec}).stage()) for name, config in configs.items())
     }
-    return Bundle(
+    return System(
         name="tiny",
         license="Apache-2.0",
         description="random weights",
-        parts={"clip": clip} | {name: weights(part, seed) for seed, (name, part) in enumerate(parts.items(), 1)},
-        sampling={"prior": prior.sampling, "decoder": decoder.sampling, "upsampler_0": upsampler.sampling},
+        encoders={"clip": clip},
+        stages=dict(stages),
+        params={name: weights(stage.network, seed) for seed, (name, stage) in enumerate(stages.items(), 1)},
+        streams=unclip.streams(list(stages)),
+        sampling={name: config.sampling for name, config in configs.items()},
+        identities={"clip": own, "prior": own, "decoder": own},
         tokenizer=tokenizer(),
         stats=EmbeddingStats(mean=jnp.linspace(-0.2, 0.2, 16), std=jnp.linspace(0.2, 0.3, 16)),
     )
 
 
-def frozen_clip() -> FrozenCLIP:
-    """The bundle's CLIP, as the later stages take it."""
-    part = bundle().part("clip")
-    assert part.clip_identity is not None
-    return FrozenCLIP(
-        spec=part.spec,  # pyright: ignore[reportArgumentType]
-        params=part.params,
-        tokenizer=tokenizer(),
-        identity=part.clip_identity,
-    )
+def without(name: str, of: System | None = None) -> System:
+    """A system that lacks an encoder or a stage."""
+    whole = of or system()
+    fields = ("encoders", "stages", "params", "streams", "sampling", "identities")
+    kept = {field: {key: value for key, value in getattr(whole, field).items() if key != name} for field in fields}
+    return dataclasses.replace(whole, **kept)
+
+
+def with_stage(name: str, seed: int, of: System | None = None, **network) -> System:
+    """A system in which the network of a stage has other fields, and new weights."""
+    whole = of or system()
+    stage = whole.stage(name)
+    stage = dataclasses.replace(stage, network=dataclasses.replace(stage.network, **network))
+    params = whole.params | {name: weights(stage.network, seed)}
+    return dataclasses.replace(whole, stages=whole.stages | {name: stage}, params=params)
+
+
+def frozen_clip() -> FrozenEncoder:
+    """The system's CLIP, as the later stages take it."""
+    return FrozenEncoder(encoder=system().encoder("clip"), tokenizer=tokenizer(), identity=system().identities["clip"])
+
+
+def replaced(config, **changes):
+    """A dataclass with other fields; a dict changes fields of what is in a field."""
+    inner = {
+        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(config, **inner)

@@ -1,1 +1,1 @@
-"""Commands that train: `python -m train.{clip,prior,decoder,upsampler} RECIPE`."""
+"""Commands that train a stage of the cascade from a recipe, and plan it for TPUs."""

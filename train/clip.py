@@ -1,10 +1,15 @@
-"""Train CLIP: an image and a text encoder with a common space. The other stages listen to it.
+"""Train CLIP: an image and a text encoder with a common space. The other stages are conditioned on it.
 
 python -m train.clip RECIPE [--field.sub value]
 """
 
-from train import cli
-from unclip_jax.training.stages.clip import train_clip
+from . import cli
+
+
+def main() -> None:
+    """Reads the recipe and the options, and trains."""
+    cli.main("clip", __doc__ or "")
+
 
 if __name__ == "__main__":
-    cli.main("clip", __doc__ or "", train_clip)
+    main()

@@ -1,10 +1,17 @@
 """Train the decoder: from CLIP's embedding of an image, and its caption, to pixels. Needs a trained CLIP.
 
-python -m train.decoder RECIPE [--field.sub value]
+python -m train.decoder RECIPE [--process {edm,flow}] [--field.sub value]
+
+--process trains for another diffusion than the recipe's; its own settings are then --process.NAME.
 """
 
-from train import cli
-from unclip_jax.training.stages.decoder import train_decoder
+from . import cli
+
+
+def main() -> None:
+    """Reads the recipe and the options, and trains."""
+    cli.main("decoder", __doc__ or "")
+
 
 if __name__ == "__main__":
-    cli.main("decoder", __doc__ or "", train_decoder)
+    main()

@@ -16,21 +16,22 @@ from typing import Any
 
 import jax
 
-from train.recipes import RECIPES
-from unclip_jax.bundle.parts import Kind
 from unclip_jax.core import command_line
 from unclip_jax.core.config import suggest
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.core.files import replacing
-from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.core.files import atomic_write
+from unclip_jax.core.program import program
+from unclip_jax.models.base import Network
 from unclip_jax.nn.remat import Remat
 from unclip_jax.parallel.mesh import MeshSpec, parse_mesh
 from unclip_jax.planning import report, search
 from unclip_jax.planning.chips import Slice, describe
 from unclip_jax.planning.plan import EFFORT, Plan, plan_training
 from unclip_jax.planning.sampling import plan_sampling
-from unclip_jax.planning.search import Setting
-from unclip_jax.training.stages.blueprints import blueprint_of, fitted
+from unclip_jax.planning.search import Layout
+from unclip_jax.training.stage_configs import Config
+
+from .recipes import RECIPES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,11 @@ class Options:
     price: float | None = None
     """Of one chip for an hour, in any currency."""
     sampling: int | None = None
-    """Plan drawing so many images at once, as the recipe's bundle would, instead of training."""
+    """Plan sampling so many images at once, as the recipe's bundle would, instead of training."""
     slices: int = 1
     """So many slices, joined by the data-centre network along the mesh axis data."""
     clip: str = "paper"
-    """Recipe of the frozen CLIP that prior and decoder listen to."""
+    """Recipe of the frozen CLIP that prior and decoder are conditioned by."""
     effort: float = EFFORT
     """How hard the compiler tries, -1 to 1; more takes minutes longer."""
     json: Path | None = None
@@ -76,67 +77,64 @@ class Planned:
     """A plan with what it was made for."""
 
     name: str
-    setting: dict[str, Any] | None
+    layout: dict[str, Any] | None
     """What a search may change; None for sampling."""
     plan: Plan
     cost: report.Cost | None
 
 
-def recipes_of(name: str) -> dict[str, tuple[Kind, Any]]:
+def recipes_of(name: str) -> dict[str, Config]:
     """The configs that a name on the command line means, by "stage/name"; UserError where there is none."""
-    every: dict[str, tuple[Kind, Callable[[], Any]]] = {}
-    for stage, recipes in RECIPES.items():
-        every |= {f"{stage}/{each}": (stage, make) for each, make in recipes.items()}
+    every: dict[str, Callable[[], Config]] = {}
+    for role, recipes in RECIPES.items():
+        every |= {f"{role}/{each}": make for each, make in recipes.items()}
 
     def is_meant(full: str) -> bool:
         own = full.partition("/")[2]
         return name in (full, own) or own.startswith(f"{name}-")
 
-    found = {full: entry for full, entry in every.items() if is_meant(full)}
+    found = [full for full in every if is_meant(full)]
     if not found:
         raise UserError(f"no recipe {name!r}; {suggest(name, list(every))}")
-    return {full: (stage, make()) for full, (stage, make) in found.items()}
+    return {full: every[full]() for full in found}
 
 
-def plans(
-    options: Options, name: str, kind: Kind, config: Any, clip_spec: CLIPSpec, slice_: Slice
-) -> Iterator[Planned]:
+def plans(options: Options, name: str, config: Any, encoders: dict[str, Network], slice_: Slice) -> Iterator[Planned]:
     """One plan, or with `fit` those that the search makes, the last of which fits."""
+    config = config.fitted(encoders)
     if options.sampling is not None:
         mesh = parse_mesh(options.mesh) if options.mesh else MeshSpec()
-        config = fitted(kind, config, clip_spec)
-        plan = plan_sampling(kind, config, clip_spec, slice_, mesh, options.sampling, effort=options.effort)
+        stage, images = config.stage(), options.sampling
+        plan = plan_sampling(stage, config.sampling, encoders, slice_, mesh, images, effort=options.effort)
         yield Planned(name, None, plan, None)
         return
     batch_size = options.batch or config.data.batch_size
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch_size))
-    start = Setting(
+    start = Layout(
         mesh=dataclasses.replace(parse_mesh(options.mesh) if options.mesh else config.run.mesh, slices=options.slices),
         accumulate=options.accumulate or config.optim.accumulate,
         remat=config.model.remat if options.remat is None else options.remat,
     )
 
-    def blueprint(remat: Remat):
-        model = dataclasses.replace(config.model, remat=remat)
-        return blueprint_of(kind, dataclasses.replace(config, model=model), clip_spec)
+    def with_remat(remat: Remat) -> Any:
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
 
-    def attempt(setting: Setting) -> Plan:
-        optim = dataclasses.replace(config.optim, accumulate=setting.accumulate)
-        return plan_training(
-            blueprint(setting.remat), blueprint(False), optim, slice_, setting.mesh, effort=options.effort
-        )
+    def attempt(layout: Layout) -> Plan:
+        optim = dataclasses.replace(config.optim, accumulate=layout.accumulate)
+        both = with_remat(layout.remat), with_remat(False)
+        return plan_training(*both, encoders, optim, slice_, layout.mesh, effort=options.effort)
 
-    def planned(plan: Plan, setting: Setting) -> Planned:
+    def planned(plan: Plan, layout: Layout) -> Planned:
         peak = slice_.num_chips * slice_.chip.flops
         cost = report.cost_of(plan, config.run.steps, options.mfu, options.price, peak)
-        return Planned(name, {"accumulate": setting.accumulate, "remat": setting.remat}, plan, cost)
+        return Planned(name, {"accumulate": layout.accumulate, "remat": layout.remat}, plan, cost)
 
     if not options.fit:
         yield planned(attempt(start), start)
         return
-    state_bytes = functools.partial(search.state_bytes, blueprint(start.remat), config.optim, slice_)
-    for setting, plan in search.fit(start, attempt, state_bytes, slice_):
-        yield planned(plan, setting)
+    state_bytes = functools.partial(search.state_bytes, with_remat(start.remat), encoders, config.optim, slice_)
+    for layout, plan in search.fit(start, attempt, state_bytes, slice_):
+        yield planned(plan, layout)
 
 
 def main() -> None:
@@ -144,30 +142,31 @@ def main() -> None:
     name = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
     if not name and not {"-h", "--help"} & set(sys.argv):
         raise UserError("no recipe given; name one first, such as decoder/paper, then options")
-    options: Options = command_line.parse(Options, prog="python -m train.plan RECIPE", description=__doc__)
+    options: Options = command_line.parse(Options, prog=f"{program()} RECIPE", description=__doc__)
     if options.clip not in RECIPES["clip"]:
         raise UserError(f"no recipe {options.clip!r} for the clip; {suggest(options.clip, list(RECIPES['clip']))}")
     # Nothing runs, so whatever accelerator this machine has is left alone.
     jax.config.update("jax_platforms", "cpu")
-    clip_spec = RECIPES["clip"][options.clip]().model
-    recipes: dict[str, tuple[Kind, Any]] = recipes_of(name)
+    clip = RECIPES["clip"][options.clip]().stage().network
+    recipes = recipes_of(name)
     if options.sampling is not None:
-        # CLIP draws nothing.
-        recipes = {full: (kind, config) for full, (kind, config) in recipes.items() if kind != "clip"}
+        # CLIP makes nothing.
+        recipes = {full: config for full, config in recipes.items() if config.stage().writes}
         if not recipes or options.fit:
             raise UserError("only a prior, a decoder or an upsampler draws, and --fit is for training; change one")
     slices = [describe(topology, options.slices) for topology in options.topology]
     last: dict[tuple[str, str], Planned] = {}
     for slice_ in slices:
-        for full, (kind, config) in recipes.items():
-            for planned in plans(options, full, kind, config, clip_spec, slice_):
-                print(report.in_words(planned.name, planned.setting, planned.plan, planned.cost), flush=True)
+        for full, config in recipes.items():
+            encoders = {each: clip for each in config.encoder_paths()}
+            for planned in plans(options, full, config, encoders, slice_):
+                print(report.in_words(planned.name, planned.layout, planned.plan, planned.cost), flush=True)
                 last[full, slice_.name] = planned
     if len(last) > 1:
-        print("\n" + report.table([(each.name, each.setting, each.plan, each.cost) for each in last.values()]))
+        print("\n" + report.table([(each.name, each.layout, each.plan, each.cost) for each in last.values()]))
     if options.json is not None:
-        data = [report.as_json(each.name, each.setting, each.plan, each.cost) for each in last.values()]
-        with replacing(options.json) as draft:
+        data = [report.as_json(each.name, each.layout, each.plan, each.cost) for each in last.values()]
+        with atomic_write(options.json) as draft:
             draft.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     if not all(each.plan.memory.fits for each in last.values()):
         raise UserError("not everything fits; see above, or let --fit find what does")

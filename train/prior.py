@@ -1,10 +1,17 @@
 """Train the prior: from a caption to CLIP's embedding of an image of it. Needs a trained CLIP.
 
-python -m train.prior RECIPE [--field.sub value]
+python -m train.prior RECIPE [--process {edm,flow}] [--field.sub value]
+
+--process trains for another diffusion than the recipe's; its own settings are then --process.NAME.
 """
 
-from train import cli
-from unclip_jax.training.stages.prior import train_prior
+from . import cli
+
+
+def main() -> None:
+    """Reads the recipe and the options, and trains."""
+    cli.main("prior", __doc__ or "")
+
 
 if __name__ == "__main__":
-    cli.main("prior", __doc__ or "", train_prior)
+    main()

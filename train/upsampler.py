@@ -1,10 +1,17 @@
 """Train an upsampler: from a small image to a larger one. Needs images only.
 
-python -m train.upsampler RECIPE [--field.sub value]
+python -m train.upsampler RECIPE [--process {edm,flow}] [--field.sub value]
+
+--process trains for another diffusion than the recipe's; its own settings are then --process.NAME.
 """
 
-from train import cli
-from unclip_jax.training.stages.upsampler import train_upsampler
+from . import cli
+
+
+def main() -> None:
+    """Reads the recipe and the options, and trains."""
+    cli.main("upsampler", __doc__ or "")
+
 
 if __name__ == "__main__":
-    cli.main("upsampler", __doc__ or "", train_upsampler)
+    main()

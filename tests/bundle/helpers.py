@@ -1,6 +1,5 @@
 """What the tests of bundles share."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -8,17 +7,18 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from unclip_jax.bundle import Part
+from unclip_jax.core.typing import Params
+from unclip_jax.models.base import Network
 
 
-def weights(part: Part, seed: int) -> Part:
-    """`part` with random weights, without compiling the network's own initialisation."""
+def weights(network: Network, seed: int) -> Params:
+    """Random weights, without compiling the network's own initialisation."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
         return np.asarray(rng.normal(size=leaf.shape), np.float32)
 
-    return dataclasses.replace(part, params=jax.tree.map(draw, part.abstract_params()))
+    return jax.tree.map(draw, network.abstract_params())
 
 
 def edit(folder: Path, change) -> None:

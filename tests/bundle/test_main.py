@@ -15,7 +15,7 @@ def test_info_prints_what_it_is(saved, capsys):
     out = capsys.readouterr().out
     assert "tiny: a test" in out and "Apache-2.0" in out and bundles.load(saved).hash in out
     assert "6 wide, unit length, CLIP cccccccccccc" in out
-    assert "16 -> 32 px" in out and "sampled with sampler ddpm, steps 4" in out
+    assert "32 px; 1000 cosine steps, predicts eps" in out and "sampled with sampler ddpm, steps 4" in out
     assert out.splitlines()[-1].startswith("checks")
 
 
@@ -31,3 +31,10 @@ def test_the_command_ends_in_one_line_when_there_is_no_bundle():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no bundle absent;") and done.stderr.count("\n") == 1
+
+
+def test_pack_says_where_it_went():
+    done = subprocess.run(
+        [sys.executable, "-m", "unclip_jax.bundle", "pack"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "run python -m train.pack" in done.stderr

@@ -10,9 +10,12 @@ import safetensors.numpy
 from tests.bundle.helpers import edit, edit_tensors, weights
 from tests.helpers import assert_trees_equal
 from unclip_jax import bundle as bundles
-from unclip_jax.bundle import Bundle, store
+from unclip_jax.bundle import store
 from unclip_jax.bundle.safetensors_file import write_safetensors
 from unclip_jax.core.errors import UserError
+from unclip_jax.models.parameters import identity
+from unclip_jax.stages.encoders import Encoder
+from unclip_jax.systems.system import System
 from unclip_jax.text.tokenizer import Tokenizer
 
 
@@ -22,13 +25,13 @@ def test_a_bundle_comes_back_bit_for_bit(whole, saved):
     assert loaded.sampling == whole.sampling
     assert loaded.tokenizer == whole.tokenizer
     assert_trees_equal(loaded.stats, whole.stats)
-    assert list(loaded.parts) == list(whole.parts)
-    for name, part in loaded.parts.items():
-        original = whole.parts[name]
-        assert dataclasses.replace(part, params={}) == dataclasses.replace(original, params={})
-        assert_trees_equal(part.params, original.params)
-        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(part.params))
-    assert [part.spec.image_size for part in loaded.upsamplers] == [16, 32]
+    assert list(loaded.stages.items()) == list(whole.stages.items())
+    assert (loaded.streams, loaded.identities) == (whole.streams, whole.identities)
+    assert loaded.networks == whole.networks
+    assert_trees_equal(loaded.encoders["clip"].params, whole.encoders["clip"].params)
+    assert_trees_equal(loaded.params, whole.params)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((loaded.params, loaded.encoders)))
+    assert list(loaded.image_sizes()) == [8, 16, 32]
 
 
 def test_the_folder_is_what_the_documentation_says(saved):
@@ -49,8 +52,8 @@ def test_the_folder_is_what_the_documentation_says(saved):
 def test_equal_bundles_have_equal_files_and_the_hash_covers_all_of_them(whole, saved, tmp_path):
     first = bundles.load(saved).hash
     assert bundles.save(whole, tmp_path / "again") == first
-    changed = weights(whole.parts["decoder"], 99)
-    other = dataclasses.replace(whole, parts=whole.parts | {"decoder": changed})
+    changed = weights(whole.stages["decoder"].network, 99)
+    other = dataclasses.replace(whole, params=whole.params | {"decoder": changed})
     assert bundles.save(other, tmp_path / "other") != first
 
 
@@ -58,10 +61,8 @@ def test_only_the_parts_asked_for_are_read(copy):
     for name in ("clip", "prior", "upsampler_1"):
         (copy / f"{name}.safetensors").unlink()
     loaded = bundles.load(copy, parts=("decoder", "upsampler_0"))
-    assert list(loaded.parts) == ["decoder", "upsampler_0"]
-    assert loaded.stats is None
-    with pytest.raises(UserError, match=r"bundle tiny has no prior, only decoder, upsampler_0; use one"):
-        loaded.part("prior")
+    assert list(loaded.params) == ["decoder", "upsampler_0"] and loaded.encoders["clip"].params == {}
+    assert loaded.stats is None and list(loaded.stages) == ["prior", "decoder", "upsampler_0", "upsampler_1"]
     with pytest.raises(UserError, match=r"has no part decodr; did you mean 'decoder'\?"):
         bundles.load(copy, parts=("decodr",))
     with pytest.raises(UserError, match=r"clip\.safetensors is missing"):
@@ -70,8 +71,8 @@ def test_only_the_parts_asked_for_are_read(copy):
 
 def test_a_description_can_be_read_alone_and_is_checked_all_the_same(saved, whole, copy):
     described = bundles.load(saved, weights=False)
-    assert all(part.params == {} for part in described.parts.values())
-    assert described.parts["clip"].spec == whole.parts["clip"].spec
+    assert described.params == {} and described.encoders["clip"].params == {}
+    assert described.networks == whole.networks
     edit_tensors(copy, "decoder", lambda tensors: tensors.pop("conditioner/null_z_i"))
     edit_tensors(copy, "decoder", lambda tensors: tensors.pop("conv_in/kernel"))
     with pytest.raises(UserError, match=r"decoder\.safetensors: .* is missing \(and 1 more\)"):
@@ -84,20 +85,20 @@ def test_half_precision_halves_the_file_and_rounds(whole, saved, tmp_path, dtype
     sizes = [(folder / "clip.safetensors").stat().st_size for folder in (tmp_path / dtype, saved)]
     assert 0.45 < sizes[0] / sizes[1] < 0.6
     loaded = bundles.load(tmp_path / dtype)
-    for name, part in loaded.parts.items():
-        for leaf, original in zip(jax.tree.leaves(part.params), jax.tree.leaves(whole.parts[name].params), strict=True):
-            assert leaf.dtype == jnp.float32
-            np.testing.assert_allclose(leaf, original, rtol=bound, atol=1e-6)
+    ours, theirs = (jax.tree.leaves((each.params, each.encoders)) for each in (loaded, whole))
+    for leaf, original in zip(ours, theirs, strict=True):
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_allclose(leaf, original, rtol=bound, atol=1e-6)
     assert_trees_equal(loaded.stats, whole.stats)
     kept = bundles.load(tmp_path / dtype, parts=("clip",), dtype=dtype)
-    assert {leaf.dtype for leaf in jax.tree.leaves(kept.parts["clip"].params)} == {jnp.dtype(dtype)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept.encoders["clip"].params)} == {jnp.dtype(dtype)}
 
 
 def test_weights_that_do_not_fit_in_float16_or_are_not_finite(whole, tmp_path):
     for value, message in ((1e6, "does not fit in float16; store it as bfloat16"), (np.nan, "is not finite")):
-        clip = whole.parts["clip"]
-        broken = dataclasses.replace(clip, params=clip.params | {"logit_scale": np.asarray(value, np.float32)})
-        bundle = dataclasses.replace(whole, parts=whole.parts | {"clip": broken})
+        clip = whole.encoders["clip"]
+        broken = Encoder(network=clip.network, params=clip.params | {"logit_scale": np.asarray(value, np.float32)})
+        bundle = dataclasses.replace(whole, encoders={"clip": broken})
         with pytest.raises(UserError, match=f"clip: tensor logit_scale {message}"):
             bundles.save(bundle, tmp_path / "x", dtype="float16")
     assert list(tmp_path.iterdir()) == []
@@ -134,11 +135,18 @@ def test_damaged_files(copy):
 
 
 def test_config_errors_name_the_field(copy):
-    edit(copy, lambda config: config["parts"]["prior"]["spec"].update(widht=1))
-    with pytest.raises(UserError, match=r"parts\.prior\.spec\.widht: unknown field; did you mean 'width'\?"):
+    edit(copy, lambda config: config["stages"]["prior"]["stage"]["network"].update(widht=1))
+    where = r"stages\.prior\.stage\.network\.widht: unknown field; did you mean 'width'\?"
+    with pytest.raises(UserError, match=where):
         bundles.load(copy)
-    edit(copy, lambda config: config.update(format=2))
-    with pytest.raises(UserError, match=r"format 2, this version reads 1; upgrade"):
+    edit(copy, lambda config: config["stages"]["prior"]["stage"]["network"].update(network="priori"))
+    with pytest.raises(UserError, match=r"network\.network: 'priori' \(str\) is not known; did you mean 'prior'\?"):
+        bundles.load(copy)
+    edit(copy, lambda config: config["stages"]["prior"]["stage"]["network"].update(network="clip"))
+    with pytest.raises(UserError, match=r"network\.network: 'clip' \(str\) is no Denoiser"):
+        bundles.load(copy)
+    edit(copy, lambda config: config.update(format=3))
+    with pytest.raises(UserError, match=r"format 3, this version reads 1 and 2; upgrade"):
         bundles.load(copy)
 
 
@@ -149,12 +157,12 @@ def test_another_tokenizer_is_refused(copy):
 
 
 def test_a_clip_without_an_identity_gets_that_of_its_weights(whole, tmp_path):
-    clip = dataclasses.replace(whole.parts["clip"], clip_identity=None)
-    alone = Bundle(name="clip", parts={"clip": clip}, tokenizer=whole.tokenizer)
+    clip = whole.encoders["clip"]
+    alone = System(name="clip", encoders={"clip": clip}, stages={}, tokenizer=whole.tokenizer)
     bundles.save(alone, tmp_path / "clip", dtype="float16")
-    expected = bundles.identity(clip.params)
-    assert bundles.load(tmp_path / "clip").parts["clip"].clip_identity == expected
-    assert bundles.identity(weights(clip, 42).params) != expected
+    expected = identity(clip.params)
+    assert bundles.load(tmp_path / "clip").identities == {"clip": expected}
+    assert identity(weights(clip.network, 42)) != expected
 
 
 def test_a_folder_is_not_overwritten_by_accident(whole, copy, tmp_path):

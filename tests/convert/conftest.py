@@ -1,4 +1,4 @@
-"""A bundle in Karlo's style with random weights, and the folders that it becomes; no torch anywhere."""
+"""A system in Karlo's style with random weights, and the folders that it becomes; no torch anywhere."""
 
 import dataclasses
 from pathlib import Path
@@ -9,14 +9,20 @@ import pytest
 
 from tests.bundle.helpers import weights
 from tests.convert.tokenizer import CONTEXT, write_clip_tokenizer
-from unclip_jax.bundle import Bundle, Part, identity
 from unclip_jax.convert.export import export_karlo
 from unclip_jax.convert.hf_clip import read_tokenizer
 from unclip_jax.convert.karlo import PRESET
 from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
-from unclip_jax.models.prior import EmbeddingStats, PriorSpec
+from unclip_jax.models.experts import TimestepExperts
+from unclip_jax.models.parameters import identity
+from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
+from unclip_jax.stages.encoders import Encoder
+from unclip_jax.stages.spaces import EmbeddingStats
+from unclip_jax.systems import unclip
+from unclip_jax.systems.system import System
 
 WIDTH = 128  # two heads of 64, as the original checkpoints have them
 
@@ -34,9 +40,14 @@ def clip_spec(tokenizer_folder) -> CLIPSpec:
     tokenizer = read_tokenizer(tokenizer_folder)
     return CLIPSpec(
         embed_dim=16,
-        vision=VisionSpec(image_size=16, patch_size=4, width=64, depth=1, heads=1),
+        vision=VisionSpec(image_size=16, patch_size=4, width=64, num_layers=1, num_heads=1),
         text=TextSpec(
-            vocab_size=tokenizer.vocab_size, context=CONTEXT, width=64, depth=2, heads=1, eos_id=tokenizer.eos_id
+            vocab_size=tokenizer.vocab_size,
+            context=CONTEXT,
+            width=64,
+            num_layers=2,
+            num_heads=1,
+            eos_id=tokenizer.eos_id,
         ),
         activation="quick_gelu",
         embedding="raw",
@@ -44,20 +55,21 @@ def clip_spec(tokenizer_folder) -> CLIPSpec:
 
 
 @pytest.fixture(scope="session")
-def karlo_bundle(clip_spec, tokenizer_folder) -> Bundle:
+def karlo_system(clip_spec, tokenizer_folder) -> System:
     """Text tower, prior, decoder and one upsampler of two experts."""
-    clip = weights(
-        Part(kind="clip", spec=dataclasses.replace(clip_spec, vision=None, contrastive=False, embed_dim=64)), 0
+    text_tower = dataclasses.replace(clip_spec, vision=None, contrastive=False, embed_dim=64)
+    clip = Encoder(network=text_tower, params=weights(text_tower, 0))
+    own = identity(clip.params)
+    prior = PriorSpec(
+        embed_dim=64, context=CONTEXT, text_width=64, width=WIDTH, num_layers=2, num_heads=2, null="empty_caption"
     )
-    name = identity(clip.params)
-    prior = PriorSpec(embed_dim=64, context=CONTEXT, text_width=64, width=WIDTH, depth=2, heads=2, null="empty_caption")
     decoder = UNetSpec(
         image_size=16,
         channels=64,
         channel_mult=(1, 2),
-        depth=1,
+        num_blocks=1,
         learned_sigma=True,
-        attention_at=(8,),
+        attention_resolutions=(8,),
         embed_dim=64,
         context_width=48,
         text_width=64,
@@ -67,26 +79,31 @@ def karlo_bundle(clip_spec, tokenizer_folder) -> Bundle:
         image_size=32,
         channels=64,
         channel_mult=(1, 2),
-        depth=1,
+        num_blocks=1,
         learned_sigma=False,
         conditioning="additive",
         low_res=True,
     )
-    parts = {
-        "prior": Part(kind="prior", spec=prior, process=ProcessSpec(prediction="x0"), clip_identity=name),
-        "decoder": Part(
-            kind="decoder", spec=decoder, process=ProcessSpec(variance="learned_range"), clip_identity=name
-        ),
-        "upsampler_0": Part(kind="upsampler", spec=upsampler, process=ProcessSpec(), low_res_size=16, experts=(1,)),
+    experts = TimestepExperts(expert=upsampler, boundaries=(1.0,))
+    stages = {
+        "prior": unclip.prior_stage(prior, ProcessSpec(prediction="x0")),
+        "decoder": unclip.decoder_stage(decoder, ProcessSpec(variance="learned_range")),
+        "upsampler_0": unclip.upsampler_stage(experts, ProcessSpec(), LowRes(scale=2)),
     }
     rng = np.random.default_rng(9)
-    return Bundle(
+    return System(
         name="karlo",
         license="CreativeML OpenRAIL-M",
         description="imported from a UnCLIPPipeline",
-        parts={"clip": dataclasses.replace(clip, clip_identity=name)}
-        | {key: weights(part, seed) for seed, (key, part) in enumerate(parts.items(), 1)},
-        sampling={key: dataclasses.replace(how, limit=5.0 if key == "prior" else 1.0) for key, how in PRESET.items()},
+        encoders={"clip": clip},
+        stages=dict(stages),
+        params={name: weights(stage.network, seed) for seed, (name, stage) in enumerate(stages.items(), 1)},
+        streams=unclip.streams(list(stages)),
+        sampling={
+            name: dataclasses.replace(settings, limit=5.0 if name == "prior" else 1.0)
+            for name, settings in PRESET.items()
+        },
+        identities=dict.fromkeys(("clip", "prior", "decoder"), own),
         tokenizer=read_tokenizer(tokenizer_folder),
         stats=EmbeddingStats(
             mean=jnp.asarray(rng.normal(size=64), jnp.float32),
@@ -96,9 +113,9 @@ def karlo_bundle(clip_spec, tokenizer_folder) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def karlo_folder(karlo_bundle, tmp_path_factory) -> Path:
+def karlo_folder(karlo_system, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "karlo"
-    export_karlo(karlo_bundle, folder)
+    export_karlo(karlo_system, folder)
     return folder
 
 

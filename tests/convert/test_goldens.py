@@ -12,19 +12,18 @@ import pytest
 
 from tests.parity import inputs
 from tests.parity.weights import weight
-from unclip_jax.bundle.parts import Part, unflatten
 from unclip_jax.convert import diffusers_nets as nets
 from unclip_jax.convert import hf_clip
 from unclip_jax.convert.mapping import wanted
-from unclip_jax.models import clip, prior, unet
-from unclip_jax.models.clip import CLIPSpec, EncodedCaption
-from unclip_jax.models.prior import PriorCond
-from unclip_jax.models.unet import UNetCond
+from unclip_jax.models.base import Network
+from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.models.cond import EncodedCaption, PriorCond, UNetCond
+from unclip_jax.models.parameters import unflatten
 
 TOLERANCE = 1e-5
 KEEPS = jnp.zeros(2, bool)
 CAPTION = {name: jnp.asarray(getattr(inputs, name)) for name in ("z_t", "hidden", "mask")}
-T = jnp.asarray(inputs.T)
+TIME = jnp.asarray(inputs.T, jnp.float32)
 
 
 def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
@@ -32,9 +31,9 @@ def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
         return json.loads(str(file["config"])), {key: file[key] for key in file.files if key != "config"}
 
 
-def params(part: Part, *sources) -> dict:
+def params(network: Network, *sources) -> dict:
     """The weights that PyTorch's side had, by our names: of each (component, entries)."""
-    shapes, found = wanted(part), {}
+    shapes, found = wanted(network), {}
     for component, entries in sources:
         for entry in entries:
             theirs = entry.layout.to_theirs(np.broadcast_to(np.float32(0), shapes[entry.ours])).shape
@@ -51,28 +50,30 @@ def assert_close(ours: jax.Array, theirs: np.ndarray) -> None:
 def test_prior():
     config, expected = golden("prior")
     spec = nets.prior_spec(config, "golden")
-    weights = params(Part(kind="prior", spec=spec), ("prior", nets.prior_names(spec)))
-    cond = PriorCond(**CAPTION, drop=KEEPS, empty=EncodedCaption(**CAPTION))
-    assert_close(prior.apply(spec, weights, jnp.asarray(inputs.x_prior), T, cond), expected["output"])
+    weights = params(spec, ("prior", nets.prior_names(spec)))
+    cond = PriorCond(**CAPTION, drop_text=KEEPS, empty=EncodedCaption(**CAPTION))
+    assert_close(spec.apply(weights, jnp.asarray(inputs.x_prior), TIME, cond), expected["output"])
 
 
+@pytest.mark.slow
 def test_decoder():
     config, expected = golden("decoder")
     spec = nets.decoder_spec(config["decoder"], "golden", config["text_proj"], "golden", inputs.EMBED_DIM)
     sources = ("decoder", nets.unet_names(spec)), ("text_proj", nets.text_proj_names(spec))
-    weights = params(Part(kind="decoder", spec=spec), *sources)
+    weights = params(spec, *sources)
     cond = UNetCond(
-        z_i=jnp.asarray(inputs.z_i), drop_image=KEEPS, drop_text=KEEPS, empty=EncodedCaption(**CAPTION), **CAPTION
+        z_i=jnp.asarray(inputs.z_i), drop_z_i=KEEPS, drop_text=KEEPS, empty=EncodedCaption(**CAPTION), **CAPTION
     )
-    assert_close(unet.apply(spec, weights, jnp.asarray(inputs.x_decoder), T, cond), expected["output"])
+    assert_close(spec.apply(weights, jnp.asarray(inputs.x_decoder), TIME, cond), expected["output"])
 
 
+@pytest.mark.slow
 def test_super_resolution():
     config, expected = golden("super_res_first")
     spec = nets.upsampler_spec(config, "golden")
-    weights = params(Part(kind="upsampler", spec=spec), ("super_res_first", nets.unet_names(spec)))
+    weights = params(spec, ("super_res_first", nets.unet_names(spec)))
     cond = UNetCond(low_res=jnp.asarray(inputs.low_res))
-    assert_close(unet.apply(spec, weights, jnp.asarray(inputs.x_upsampler), T, cond), expected["output"])
+    assert_close(spec.apply(weights, jnp.asarray(inputs.x_upsampler), TIME, cond), expected["output"])
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
@@ -80,8 +81,8 @@ def test_text_tower(activation):
     config, expected = golden(f"text_{activation}")
     text = hf_clip.text_spec(config, "golden", config["vocab_size"] - 1)
     spec = CLIPSpec(embed_dim=inputs.EMBED_DIM, text=text, contrastive=False, activation=activation, embedding="raw")
-    weights = params(Part(kind="clip", spec=spec), ("text_encoder", hf_clip.text_names(spec)))
-    text = clip.encode_text(spec, weights, jnp.asarray(inputs.tokens(text.vocab_size)))
+    weights = params(spec, ("text_encoder", hf_clip.text_names(spec)))
+    text = spec.encode_text(weights, jnp.asarray(inputs.tokens(text.vocab_size)))
     assert_close(text.z_t, expected["z_t"])
     assert_close(text.hidden, expected["hidden"])
 
@@ -95,5 +96,5 @@ def test_image_tower():
         activation="quick_gelu",
         embedding="raw",
     )
-    weights = params(Part(kind="clip", spec=spec), ("image_encoder", hf_clip.vision_names(spec)))
-    assert_close(clip.encode_image(spec, weights, jnp.asarray(inputs.images)), expected["z_i"])
+    weights = params(spec, ("image_encoder", hf_clip.vision_names(spec)))
+    assert_close(spec.encode_image(weights, jnp.asarray(inputs.images)), expected["z_i"])

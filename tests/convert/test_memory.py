@@ -7,10 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from unclip_jax.bundle import Bundle
-from unclip_jax.bundle.parts import unflatten
 from unclip_jax.convert.export import export_karlo
 from unclip_jax.convert.mapping import LazyArray, wanted
+from unclip_jax.models.parameters import unflatten
 
 IMPORT = """
 import resource, sys
@@ -28,16 +27,19 @@ def peak_kilobytes(*words) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts kilobytes on Linux, bytes elsewhere")
-def test_peak_memory_of_an_import(karlo_bundle, tmp_path):
-    prior = karlo_bundle.parts["prior"]
-    large = dataclasses.replace(prior, spec=dataclasses.replace(prior.spec, width=512, depth=16), params={})
+def test_peak_memory_of_an_import(karlo_system, tmp_path):
+    prior = karlo_system.stage("prior")
+    network = dataclasses.replace(prior.network, width=512, num_layers=16)
     params = {
         name: LazyArray(shape, lambda shape=shape: np.full(shape, 0.5, np.float32))
-        for name, shape in wanted(large).items()
+        for name, shape in wanted(network).items()
     }
-    large = dataclasses.replace(large, params=unflatten(params))
-    bundle: Bundle = dataclasses.replace(karlo_bundle, parts=karlo_bundle.parts | {"prior": large})
-    export_karlo(bundle, tmp_path / "hub")
+    large = dataclasses.replace(
+        karlo_system,
+        stages=karlo_system.stages | {"prior": dataclasses.replace(prior, network=network)},
+        params=karlo_system.params | {"prior": unflatten(params)},
+    )
+    export_karlo(large, tmp_path / "hub")
     largest = max(path.stat().st_size for path in (tmp_path / "hub").rglob("*.safetensors"))
     assert largest > 200e6
     peak = peak_kilobytes("karlo", tmp_path / "hub", tmp_path / "out") - peak_kilobytes()

@@ -4,7 +4,7 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -43,7 +43,7 @@ class Storage:
 
 
 class Pickler(pickle._Pickler):  # the C one cannot be taught new globals
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
 
     def save_named(self, named: Named) -> None:
         self.write(pickle.GLOBAL + f"{named.module}\n{named.name}\n".encode())

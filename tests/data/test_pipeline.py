@@ -167,6 +167,7 @@ def test_threads_do_not_change_the_batches(tokenizer):
     assert_equal(take(8, SOURCE, tokenizer, SPEC, num_threads=5), expected)
 
 
+@pytest.mark.slow
 def test_worker_processes_do_not_change_the_batches(tokenizer):
     expected = take(5, SOURCE, tokenizer, SPEC, start_step=3)
     found = take(5, SOURCE, tokenizer, SPEC, start_step=3, num_workers=2)

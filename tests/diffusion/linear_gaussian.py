@@ -1,8 +1,11 @@
 """Data whose optimal denoiser is known, and what samplers must do with it, in float64.
 
+With signal = sqrt(a) and sigma = sqrt(1 - a), or those of any other process,
+
 (1)  x_0 ~ N(mu, C);  E[x_0 | x_t] = mu + sqrt(a) C (a C + (1 - a) I)^-1 (x_t - sqrt(a) mu),  a = alpha_bar
 (2)  every update is affine, x_prev = M x_t + c + s z, so x_0 = P x_T + q + sum_i R_i z_i,
      which is N(q, P P' + sum_i R_i R_i')
+(3)  the probability flow keeps (signal^2 C + sigma^2 I)^(-1/2) (x - signal mu)
 """
 
 import dataclasses
@@ -12,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.diffusion import Process, Sampler, TapeNoise, Threshold, sample
+from unclip_jax.diffusion import EDM, Flow, Process, Sampler, TapeNoise, Threshold, VariancePreserving, sample
 
 MEAN = np.array([0.5, -0.3, 0.2])
 COVARIANCE = np.array([[0.5, 0.2, -0.1], [0.2, 0.3, 0.05], [-0.1, 0.05, 0.4]])
@@ -44,7 +47,7 @@ def optimal_x0(a: float) -> tuple[np.ndarray, np.ndarray]:
     return gain, MEAN - np.sqrt(a) * gain @ MEAN
 
 
-def optimal_model(process: Process, variance_channel: float = 0.0) -> Callable:
+def optimal_model(process: VariancePreserving, variance_channel: float = 0.0) -> Callable:
     """A ModelFn that outputs eq. 1 in the process's own prediction space; its variance channels are constant."""
     matrices, offsets = [], []
     for a in process.schedule.alpha_bar:
@@ -58,12 +61,49 @@ def optimal_model(process: Process, variance_channel: float = 0.0) -> Callable:
 
     def model_fn(x_t, t, cond):
         del cond
-        prediction = jnp.einsum("bij,bj->bi", jnp.asarray(matrices)[t], x_t) + jnp.asarray(offsets)[t]
+        # The process is not respaced, so a training step is its row.
+        row = t.astype(jnp.int32)
+        prediction = jnp.einsum("bij,bj->bi", jnp.asarray(matrices)[row], x_t) + jnp.asarray(offsets)[row]
         if process.variance != "learned_range":
             return prediction
         return jnp.concatenate([prediction, jnp.full_like(prediction, variance_channel)], axis=-1)
 
     return model_fn
+
+
+def continuous_model(process: EDM | Flow) -> Callable:
+    """A ModelFn that outputs eq. 1 in the prediction space of a process in continuous time."""
+    values, vectors = (jnp.asarray(each, jnp.float32) for each in np.linalg.eigh(COVARIANCE))
+    mean = jnp.asarray(MEAN, jnp.float32)
+
+    def model_fn(x, time, cond):
+        del cond
+        signal, sigma = (level[:, None] for level in process.levels_at(time))
+        if isinstance(process, EDM):
+            norm = jnp.sqrt(sigma**2 + process.spec.sigma_data**2)
+            x = x * norm
+        gain = signal * values / (signal**2 * values + sigma**2)
+        x_0 = mean + (gain * ((x - signal * mean) @ vectors)) @ vectors.T
+        if isinstance(process, Flow):
+            return (x - x_0) / sigma
+        data = process.spec.sigma_data
+        return (x_0 - (data / norm) ** 2 * x) / (sigma * data / norm)
+
+    return model_fn
+
+
+def model_of(process: Process, variance_channel: float = 0.0) -> Callable:
+    """`optimal_model` or `continuous_model`."""
+    if isinstance(process, VariancePreserving):
+        return optimal_model(process, variance_channel)
+    return continuous_model(process)
+
+
+def exact_flow(signal: float, sigma: float) -> AffineMap:
+    """Where eq. 3 leads at the data, from x_T = signal x_0 + sigma eps."""
+    values, vectors = np.linalg.eigh(COVARIANCE)
+    P = vectors * np.sqrt(values / (signal**2 * values + sigma**2)) @ vectors.T
+    return AffineMap(P, MEAN - P @ (signal * MEAN), np.zeros((1, DIM, DIM)))
 
 
 def exact_map(alpha_bar: np.ndarray, update: Callable) -> AffineMap:
@@ -79,11 +119,12 @@ def exact_map(alpha_bar: np.ndarray, update: Callable) -> AffineMap:
 
 
 def recovered_map(process: Process, sampler: Sampler, variance_channel: float = 0.0) -> AffineMap:
-    """The map that the sampler really applies, read off by feeding it the origin and the basis vectors."""
-    basis = np.eye(DIM * (sampler.steps + 1), dtype=np.float32).reshape(-1, sampler.steps + 1, DIM)
+    """The map of standard normal noise that the sampler really applies, read off by feeding it the origin and the basis
+    vectors."""
+    basis = np.eye(DIM * (sampler.evaluations + 1), dtype=np.float32).reshape(-1, sampler.evaluations + 1, DIM)
     inputs = np.concatenate([np.zeros_like(basis[:1]), basis]).swapaxes(0, 1)
     tape = TapeNoise(x_T=jnp.asarray(inputs[0]), steps=jnp.asarray(inputs[1:]))
-    model_fn = optimal_model(process, variance_channel)
+    model_fn = model_of(process, variance_channel)
 
     @jax.jit
     def run(tape):
@@ -91,5 +132,5 @@ def recovered_map(process: Process, sampler: Sampler, variance_channel: float = 
         return sample(process, model_fn, None, sampler, tape, shape=shape, threshold=Threshold(kind="none"))
 
     outputs = np.asarray(run(tape), np.float64)
-    columns = (outputs[1:] - outputs[0]).reshape(sampler.steps + 1, DIM, DIM).swapaxes(1, 2)
+    columns = (outputs[1:] - outputs[0]).reshape(sampler.evaluations + 1, DIM, DIM).swapaxes(1, 2)
     return AffineMap(columns[0], outputs[0], columns[1:])

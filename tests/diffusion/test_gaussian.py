@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.diffusion import Process, ProcessSpec, Schedule
+from unclip_jax.diffusion import ProcessSpec, Schedule, VariancePreserving
 
 SCHEDULES = ["cosine", "linear", "sigmoid"]
 PREDICTIONS = ["eps", "x0", "v"]
@@ -167,8 +167,8 @@ def test_bfloat16_data_is_noised_in_float32():
 
 def test_spec_builds_the_process_it_names():
     spec = ProcessSpec(schedule="linear", num_steps=30, prediction="v", variance="large")
-    assert spec.build() == Process(schedule=Schedule.linear(30), prediction="v", variance="large")
-    assert ProcessSpec().build() == Process(schedule=Schedule.cosine(1000))
+    assert spec.build() == VariancePreserving(schedule=Schedule.linear(30), prediction="v", variance="large")
+    assert ProcessSpec().build() == VariancePreserving(schedule=Schedule.cosine(1000))
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v"])
@@ -188,7 +188,7 @@ def test_eps_and_zero_terminal_snr_exclude_each_other():
     with pytest.raises(ValueError, match="^zero_terminal_snr leaves nothing .*; set prediction to v or x0$"):
         ProcessSpec(zero_terminal_snr=True)
     with pytest.raises(ValueError, match="^eps does not give x_0 where alpha_bar is 0; predict v or x0"):
-        Process(schedule=Schedule.cosine(10).zero_terminal_snr())
+        VariancePreserving(schedule=Schedule.cosine(10).zero_terminal_snr())
     with pytest.raises(ValueError, match="at least 2 steps"):
         ProcessSpec(num_steps=1, prediction="v", zero_terminal_snr=True).build()
 

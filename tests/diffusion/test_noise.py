@@ -22,6 +22,7 @@ def test_key_noise_is_a_function_of_key_index_and_step():
     np.testing.assert_array_equal(noise.step(3, SHAPE)[1], jax.random.normal(jax.random.fold_in(key, 4), one))
 
 
+@pytest.mark.slow
 def test_streams_are_independent_standard_normals():
     noise = source(indices=range(64))
     tape = jax.jit(lambda noise: TapeNoise.record(noise, (64, 16, 16), 2))(noise)

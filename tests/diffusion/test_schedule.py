@@ -1,3 +1,4 @@
+import itertools
 from typing import get_args
 
 import jax
@@ -5,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.diffusion import Schedule
-from unclip_jax.diffusion.rounded import RoundedSchedule
-from unclip_jax.diffusion.schedule import Spacing
+from tests.parity.rounded import RoundedSchedule, RoundedSpec
+from unclip_jax.diffusion import DDPM, ProcessSpec, Schedule
+from unclip_jax.diffusion.process import Spacing
 
 MAKERS = {"cosine": Schedule.cosine, "linear": Schedule.linear, "sigmoid": Schedule.sigmoid}
 every_schedule = pytest.mark.parametrize("name", MAKERS)
@@ -89,7 +90,7 @@ def test_respaced_betas_compose_the_skipped_ones(name):
     schedule = MAKERS[name](40)
     respaced = schedule.respace(6)
     edges = np.append(-1, respaced.timesteps)
-    products = [np.prod(1 - schedule.beta[low + 1 : high + 1]) for low, high in zip(edges, edges[1:], strict=False)]
+    products = [np.prod(1 - schedule.beta[low + 1 : high + 1]) for low, high in itertools.pairwise(edges)]
     np.testing.assert_allclose(1 - respaced.beta, products, rtol=1e-12)
 
 
@@ -124,7 +125,7 @@ def test_every_spacing_takes_every_count(spacing):
         respaced = schedule.respace(num_steps, spacing)
         assert respaced.num_steps == num_steps
         assert (np.diff(respaced.timesteps) >= (spacing != "karras")).all()
-        assert 0 <= respaced.timesteps[0] and respaced.timesteps[-1] <= 59
+        assert respaced.timesteps[0] >= 0 and respaced.timesteps[-1] <= 59
         # Respacing to as many rows, as the sampling loop does, changes nothing.
         assert respaced.respace(num_steps) == respaced
 
@@ -177,6 +178,14 @@ def test_unknown_spacings(unchecked):
         Schedule.cosine(10).respace(5, "even")
     with pytest.raises(ValueError, match="UnCLIPScheduler's spacing is linspace; got 'leading'"):
         RoundedSchedule.of(Schedule.cosine(10)).respace(5, "leading")
+
+
+def test_a_rounded_spec_samples_with_rounded_tables():
+    process = RoundedSpec.of(ProcessSpec(variance="learned_range")).build().respace(25)
+    assert process.schedule == RoundedSchedule.of(Schedule.cosine(1000)).respace(25)
+    assert DDPM(steps=25).coefficients(process)["x_0"][0] < 0.9995 and process.variance == "learned_range"
+    with pytest.raises(ValueError, match="is the cosine one"):
+        RoundedSpec(schedule="linear")
 
 
 @every_schedule

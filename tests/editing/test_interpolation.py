@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.editing.interpolation import along, even, stops
-from unclip_jax.editing.points import slerp
+from unclip_jax.editing.embeddings import slerp
+from unclip_jax.editing.interpolation import equal_change_positions, frame_positions, interpolate
 
 RNG = np.random.default_rng(0)
 
@@ -39,29 +39,30 @@ def test_slerp_of_the_same_and_of_each_rows_own_theta():
     np.testing.assert_allclose(way[1], slerp(a, b, 0.5)[1], atol=1e-6)
 
 
-def test_a_way_through_three_points_meets_all_of_them():
-    points, places = vectors(3, 8), stops(3, 4)
-    way = along(points, places)
-    assert len(way) == 9
-    np.testing.assert_allclose(way[::4], points, atol=1e-6)
+def test_a_path_through_three_points_meets_all_of_them():
+    points, positions = vectors(3, 8), frame_positions(3, 4)
+    path = interpolate(points, positions)
+    assert len(path) == 9
+    np.testing.assert_allclose(path[::4], points, atol=1e-6)
     with pytest.raises(ValueError, match="two points and a frame; got 1 and 4"):
-        stops(1, 4)
+        frame_positions(1, 4)
 
 
-def test_an_even_pace():
+def test_positions_of_equal_change():
     """A picture that changes at one place alone, and from the second point on by even steps."""
-    survey = np.asarray(stops(3, 20))
-    level = np.where(survey < 1, 200 / (1 + np.exp(-40 * (survey - 0.6))), 200 - 100 * (survey - 1))
+    dense = np.asarray(frame_positions(3, 20))
+    level = np.where(dense < 1, 200 / (1 + np.exp(-40 * (dense - 0.6))), 200 - 100 * (dense - 1))
     images = np.broadcast_to(level[:, None, None, None], (len(level), 2, 2, 3)).astype(np.uint8)
-    places = np.asarray(even(survey, images, 5))
-    assert len(places) == 11 and places[0] == 0 and places[5] == pytest.approx(1) and places[10] == pytest.approx(2)
-    seen = np.interp(places, survey, level)
+    positions = np.asarray(equal_change_positions(dense, images, 5))
+    assert len(positions) == 11
+    assert positions[0] == 0 and positions[5] == pytest.approx(1) and positions[10] == pytest.approx(2)
+    seen = np.interp(positions, dense, level)
     steps = np.abs(np.diff(seen))
     assert steps[:5].max() < 1.2 * steps[:5].mean() and steps[5:].max() < 1.2 * steps[5:].mean()
     # By theta the first part jumps.
-    assert np.abs(np.diff(np.interp(stops(2, 5), survey, level))).max() > 2.4 * 200 / 5
+    assert np.abs(np.diff(np.interp(frame_positions(2, 5), dense, level))).max() > 2.4 * 200 / 5
 
 
 def test_nothing_changes():
-    survey = np.asarray(stops(2, 4))
-    np.testing.assert_allclose(even(survey, np.zeros((5, 2, 2, 3), np.uint8), 2), [0, 0.5, 1])
+    dense = np.asarray(frame_positions(2, 4))
+    np.testing.assert_allclose(equal_change_positions(dense, np.zeros((5, 2, 2, 3), np.uint8), 2), [0, 0.5, 1])

@@ -17,14 +17,14 @@ def found(**about):
     return Found(**({"colour": "red", "shape": "ring", "x": 0.5, "y": 0.5, "area": 0.1, "overlap": 0.9} | about))
 
 
-def test_gradients_at_the_border_of_a_hole():
-    """A ramp of 2 levels a pixel outside, 5 inside, and a step of 40 more where the hole begins and ends."""
-    hole = np.zeros((1, 12, 12), bool)
-    hole[:, :, 4:8] = True
+def test_gradients_at_the_border_of_a_mask():
+    """A ramp of 2 levels a pixel outside, 5 inside, and a step of 40 more where the mask begins and ends."""
+    mask = np.zeros((1, 12, 12), bool)
+    mask[:, :, 4:8] = True
     outside = 2 * np.arange(12)
-    row = np.where(hole[0, 0], 40 + 8 + 5 * (np.arange(12) - 4), outside)
+    row = np.where(mask[0, 0], 40 + 8 + 5 * (np.arange(12) - 4), outside)
     images = np.broadcast_to(row[None, None, :, None], (1, 12, 12, 3)).astype(np.uint8)
-    inside, across, beside = gradients(images, hole)
+    inside, across, beside = gradients(images, mask)
     assert (inside, beside) == (5, 2) and across == pytest.approx(np.mean([48 - 6, 63 - 16]))
 
 
@@ -38,6 +38,7 @@ def test_what_counts_as_kept_and_as_reached():
     assert one_object(np.full((1, 32, 32, 3), 200, np.uint8)) == [None]
 
 
+@pytest.mark.slow
 def test_every_operation_is_judged(tiny_folder, monkeypatch, capsys, tmp_path):
     words = ["--images", "2", "--frames", "1", "--thetas", "0.3", "--stop-at", "16", "--out", str(tmp_path / "out")]
     monkeypatch.setenv("UNCLIP_JAX_NO_CACHE", "1")

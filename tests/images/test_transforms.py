@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from unclip_jax.images import transforms
-from unclip_jax.images.transforms import BrokenImage, fit, read_image, resize, square_crop, to_rgb
+from unclip_jax.images.transforms import BrokenImageError, fit, read_image, resize, square_crop, to_rgb
 
 
 def encode(image, kind="png", **options):
@@ -65,9 +65,9 @@ def test_floats_are_taken_in_zero_to_one():
     file = encode(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "tiff")
     np.testing.assert_array_equal(np.array(read_image(file))[0, :, 2], [0, 128, 255])
     for values in ([[0.0, 300.0]], [[float("nan"), 0.0]]):
-        with pytest.raises(BrokenImage, match="x.tif: an image of mode F must hold numbers in"):
+        with pytest.raises(BrokenImageError, match="x.tif: an image of mode F must hold numbers in"):
             read_image(encode(Image.fromarray(np.array(values, np.float32)), "tiff"), name="x.tif")
-    with pytest.raises(BrokenImage, match="16-bit"):
+    with pytest.raises(BrokenImageError, match="16-bit"):
         to_rgb(Image.fromarray(np.array([[0, 70_000]], np.int32)))
 
 
@@ -100,7 +100,7 @@ def test_only_the_first_frame_of_an_animation():
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "tiff", "bmp"])
 def test_a_truncated_file_is_an_error_in_one_line(kind):
     whole = encode(Image.fromarray(random_rgb(64, 64)), kind)
-    with pytest.raises(BrokenImage) as caught:
+    with pytest.raises(BrokenImageError) as caught:
         read_image(whole[: len(whole) // 2], name="cut.file")
     assert str(caught.value).startswith("cut.file: ") and "\n" not in str(caught.value)
 
@@ -108,23 +108,23 @@ def test_a_truncated_file_is_an_error_in_one_line(kind):
 def test_what_is_no_image_is_an_error(tmp_path):
     for content in (b"", b"hello", b"<html>not found</html>"):
         (tmp_path / "x.jpg").write_bytes(content)
-        with pytest.raises(BrokenImage, match=r"x\.jpg: not an image"):
+        with pytest.raises(BrokenImageError, match=r"x\.jpg: not an image"):
             read_image(tmp_path / "x.jpg")
-    with pytest.raises(BrokenImage, match="none.png: cannot be read"):
+    with pytest.raises(BrokenImageError, match="none.png: cannot be read"):
         read_image(tmp_path / "none.png")
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(transforms, "MAX_IMAGE_PIXELS", 100)
     read_image(encode(Image.new("RGB", (10, 10))))
-    with pytest.raises(BrokenImage, match="limit of 100 pixels"):
+    with pytest.raises(BrokenImageError, match="limit of 100 pixels"):
         read_image(encode(Image.new("RGB", (10, 11))))
 
 
 def test_a_decompression_bomb_is_refused():
     bomb = encode(Image.new("1", (20_000, 20_000)))
     assert len(bomb) < 100_000
-    with pytest.raises(BrokenImage, match="limit of 89,478,485 pixels"):
+    with pytest.raises(BrokenImageError, match="limit of 89,478,485 pixels"):
         read_image(bomb)
 
 

@@ -6,25 +6,24 @@ import jax
 import numpy as np
 
 from tests.nn.reference import quick_jit, random_params
-from unclip_jax.models import clip, prior, unet
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
 
-TEXT = TextSpec(vocab_size=11, context=5, width=8, depth=1, heads=2, eos_id=2)
+TEXT = TextSpec(vocab_size=11, context=5, width=8, num_layers=1, num_heads=2, eos_id=2)
 CLIP = CLIPSpec(
     embed_dim=6,
-    vision=VisionSpec(image_size=8, patch_size=4, width=8, depth=1, heads=2),
+    vision=VisionSpec(image_size=8, patch_size=4, width=8, num_layers=1, num_heads=2),
     text=TEXT,
 )
-PRIOR = PriorSpec(embed_dim=6, context=5, text_width=8, width=16, depth=2, heads=2)
+PRIOR = PriorSpec(embed_dim=6, context=5, text_width=8, width=16, num_layers=2, num_heads=2)
 DECODER = UNetSpec(
     image_size=8,
     channels=8,
     channel_mult=(1, 2),
-    depth=1,
+    num_blocks=1,
     learned_sigma=True,
-    attention_at=(4,),
+    attention_resolutions=(4,),
     head_channels=4,
     groups=2,
     embed_dim=6,
@@ -32,19 +31,18 @@ DECODER = UNetSpec(
     text=TEXT,
 )
 UPSAMPLER = UNetSpec(
-    image_size=32, channels=4, channel_mult=(1, 2), depth=1, learned_sigma=False, groups=2, low_res=True
+    image_size=32, channels=4, channel_mult=(1, 2), num_blocks=1, learned_sigma=False, groups=2, low_res=True
 )
 
-apply = {net: quick_jit(net.apply, static_argnums=0) for net in (clip, prior, unet)}
-encode_text = quick_jit(clip.encode_text, static_argnums=0)
-encode_image = quick_jit(clip.encode_image, static_argnums=0)
+apply = quick_jit(lambda spec, *arguments: spec.apply(*arguments), static_argnums=0)
+encode_text = quick_jit(CLIPSpec.encode_text, static_argnums=0)
+encode_image = quick_jit(CLIPSpec.encode_image, static_argnums=0)
 
 
 @functools.cache
 def params_of(spec):
     """Random parameters, also where a fresh network has zeros; not to be changed in place."""
-    net = {CLIPSpec: clip, PriorSpec: prior, UNetSpec: unet}[type(spec)]
-    return random_params(net.abstract_params(spec))
+    return random_params(spec.abstract_params())
 
 
 def moved(a, b) -> np.ndarray:

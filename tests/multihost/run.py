@@ -17,17 +17,16 @@ import numpy as np
 
 from tests import tiny
 from tests.training import toy
-from tests.training.stages.test_devices import OPTIM, STEPS, small
+from tests.training.test_devices import OPTIM, STEPS, small
 from unclip_jax.core.errors import run_cli
-from unclip_jax.parallel.distributed import ClusterSpec, fetch, from_all, gather_rows, put_whole, start
+from unclip_jax.parallel.distributed import ClusterSpec, from_all, gather_rows, put_global, start, to_host
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
-from unclip_jax.parallel.rules import match_rules
 from unclip_jax.parallel.step import batch_sharding, compile_step
-from unclip_jax.sharding import transformer_rules, unet_rules
-from unclip_jax.text_to_image import text_to_image
+from unclip_jax.sampling.text_to_image import text_to_image
+from unclip_jax.stages.encoders import frozen_shardings
 from unclip_jax.training.checkpoint import FOLDER
 from unclip_jax.training.loop import train
-from unclip_jax.training.stages.common import first_examples
+from unclip_jax.training.preview import first_examples
 from unclip_jax.training.state import abstract_state, start_from, state_shardings
 from unclip_jax.training.step import make_step
 
@@ -49,12 +48,10 @@ def stage_losses(kind):
     """Ten losses of a stage over all devices of all processes."""
     stage, params, frozen, batch = small(kind, **ONE_LEVEL)
     mesh = make_mesh(LAYOUT)
-    rules = unet_rules(stage.spec) if kind in ("decoder", "upsampler") else transformer_rules(stage.spec)
-    abstract = abstract_state(stage, OPTIM, mesh, rules)
+    abstract = abstract_state(stage, OPTIM, mesh)
     state = start_from(jax.device_get(params), abstract, OPTIM)
-    stats = (("^stats/", jax.P()),) if kind == "prior" else ()
-    shardings = match_rules((*stats, *transformer_rules(stage.clip_spec)), frozen, mesh) if frozen else {}
-    frozen = put_whole(frozen, shardings)
+    shardings = frozen_shardings(frozen, mesh)
+    frozen = put_global(frozen, shardings)
     step = make_step(stage, OPTIM, total_steps=STEPS, seed=0)
     compiled = compile_step(step, mesh, state_shardings(abstract), shardings)
     losses = []
@@ -66,18 +63,18 @@ def stage_losses(kind):
 
 def images(mesh=None):
     """Nine images, so that a second batch is not full."""
-    return text_to_image(tiny.bundle(), PROMPTS, seed=3, stop_at=8, batch_size=1, mesh=mesh).tolist()
+    return text_to_image(tiny.system(), PROMPTS, seed=3, stop_at=8, batch_size=1, mesh=mesh).tolist()
 
 
 def stages(folder):
     """Losses of every stage, images, and what this process sees of arrays on all, as JSON in FOLDER/<process>."""
     jax.config.update("jax_disable_most_optimizations", True)
     rows = my_rows({"x": np.arange(16)})["x"]
-    whole = put_whole(np.arange(8.0), batch_sharding(make_mesh(LAYOUT)))
+    whole = put_global(np.arange(8.0), batch_sharding(make_mesh(LAYOUT)))
     seen = {
         "gathered": gather_rows(rows).tolist(),
         "first": [first_examples(lambda _: (b for b in [{"x": rows}]), n)["x"].tolist() for n in (4, 10)],
-        "fetched": fetch(jax.jit(lambda x: 2 * x)(whole)).tolist(),
+        "fetched": to_host(jax.jit(lambda x: 2 * x)(whole)).tolist(),
         "numbers": from_all(jax.process_index()),
         "images": images(make_mesh(LAYOUT)),
         "losses": {kind: stage_losses(kind) for kind in KINDS},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.multihost.run import KINDS, ONE_LEVEL, images
-from tests.training.stages.test_devices import on_one_device
+from tests.training.test_devices import on_one_device
 from tests.training.toy import FROZEN, Toy, batches, config
 from unclip_jax.training.checkpoint import FOLDER
 from unclip_jax.training.loop import train
@@ -108,7 +108,7 @@ def by_four(killed, tmp_path_factory):
 
 
 def test_nobody_else_there(jobs):
-    ((status, out, err),) = jobs["alone"][1].end()
+    ((status, _, err),) = jobs["alone"][1].end()
     assert status == 2
     line = err.splitlines()[-1]
     assert line.startswith("error: process 0 of 2 has not found all the others within 3 s; start the same command")
@@ -195,7 +195,7 @@ def test_every_process_sees_the_same(seen):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_losses_as_on_one_device(seen, kind):
-    """And so as on eight devices of one process, see tests/training/stages/test_devices.py."""
+    """And so as on eight devices of one process, see tests/training/test_devices.py."""
     # Sums over the batch are taken in another order.
     _, (first, _) = seen
     np.testing.assert_allclose(first["losses"][kind], on_one_device(kind, **ONE_LEVEL)[:, 0], rtol=1e-6)

@@ -33,6 +33,15 @@ def init_random(module, *arguments, seed: int = 0):
     return random_params(shapes, seed)
 
 
+def f64(x) -> np.ndarray:
+    return np.asarray(x, np.float64)
+
+
+def apply(module, params, *arguments, **options) -> Any:
+    """What a module makes of `arguments`; Flax says that it may come with variables, which it does not here."""
+    return module.apply({"params": params}, *arguments, **options)
+
+
 def silu(x):
     return x / (1 + np.exp(-x))
 
@@ -47,12 +56,12 @@ def softmax(x):
 
 
 def dense(params, x):
-    return np.float64(x) @ np.float64(params["kernel"]) + np.float64(params["bias"])
+    return f64(x) @ f64(params["kernel"]) + f64(params["bias"])
 
 
 def attention(query, key, value, mask=None):
     """One head at a time; `mask` broadcasts to [b, heads, q, s]."""
-    query, key, value = (np.float64(each) for each in (query, key, value))
+    query, key, value = (f64(each) for each in (query, key, value))
     b, q, heads, d = query.shape
     visible = np.broadcast_to(True if mask is None else mask, (b, heads, q, key.shape[1]))
     out = np.zeros(query.shape)
@@ -63,8 +72,8 @@ def attention(query, key, value, mask=None):
     return out
 
 
-def group_norm(params, x, groups, scale=0.0, shift=0.0):
-    x = np.float64(x)
+def group_norm(params, x, groups, scale: Any = 0.0, shift: Any = 0.0):
+    x = f64(x)
     b, h, w, c = x.shape
     grouped = x.reshape(b, h * w, groups, c // groups)
     mean, variance = grouped.mean((1, 3), keepdims=True), grouped.var((1, 3), keepdims=True)
@@ -74,13 +83,13 @@ def group_norm(params, x, groups, scale=0.0, shift=0.0):
 
 
 def layer_norm(params, x):
-    x = np.float64(x)
+    x = f64(x)
     normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     return normal * params["scale"] + params["bias"]
 
 
 def conv3x3(params, x):
-    x, kernel = np.float64(x), np.float64(params["kernel"])
+    x, kernel = f64(x), f64(params["kernel"])
     b, h, w, _ = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     out = np.zeros((b, h, w, kernel.shape[-1]))

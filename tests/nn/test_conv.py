@@ -1,64 +1,66 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+from tests.helpers import assert_close
 from tests.nn import reference
 from unclip_jax.nn.conv import (
     Conv3x3,
     _filter_gradient_native,
-    _filter_gradient_of_shifts,
     conv3x3,
     depth_to_space,
     space_to_depth,
 )
+from unclip_jax.nn.cpu.conv import filter_gradient
 
 RNG = np.random.default_rng(2)
 X = jnp.array(RNG.standard_normal((2, 4, 6, 3)), jnp.float32)
 KERNEL = jnp.array(RNG.standard_normal((3, 3, 3, 5)), jnp.float32)
 WEIGHT = jnp.array(RNG.standard_normal((2, 4, 6, 5)), jnp.float32)
+# Products in a number of the result; and in one of a gradient, which is a sum over the 48 pixels (or 45 filters) of
+# functions of the results.
+FORWARD, BACKWARD = 27, 27 + 48
 
 
 def native(x, kernel):
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@functools.partial(reference.quick_jit, static_argnums=0)
-def gradients(convolution, x, kernel, weight):
+def traced_gradients(convolution, x, kernel, weight):
     return jax.grad(lambda x, kernel: jnp.sum(weight * jnp.sin(convolution(x, kernel))), (0, 1))(x, kernel)
+
+
+gradients = reference.quick_jit(traced_gradients, static_argnums=0)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (1, 1), (1, 4)])
 def test_forward_is_a_padded_cross_correlation(size):
     x = X[:, : size[0], : size[1]]
     params = {"kernel": KERNEL, "bias": np.arange(5.0)}
-    np.testing.assert_allclose(conv3x3(x, KERNEL), native(x, KERNEL), atol=1e-6)
-    out = Conv3x3(5, jnp.dtype("float32")).apply({"params": params}, x)
-    np.testing.assert_allclose(out, reference.conv3x3(params, x), atol=1e-5)
+    assert_close(conv3x3(x, KERNEL), native(x, KERNEL), terms=FORWARD)
+    out = reference.apply(Conv3x3(5, jnp.dtype("float32")), params, x)
+    assert_close(out, reference.conv3x3(params, x), terms=FORWARD + 1)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (1, 1), (3, 2)])
 def test_gradients_are_the_native_ones(size):
     x, weight = (a[:, : size[0], : size[1]] for a in (X, WEIGHT))
-    of_input, of_filter = gradients(conv3x3, x, KERNEL, weight)
-    native_input, native_filter = gradients(native, x, KERNEL, weight)
-    np.testing.assert_allclose(of_input, native_input, atol=1e-5)
-    np.testing.assert_allclose(of_filter, native_filter, atol=1e-5)
+    for ours, expected in zip(gradients(conv3x3, x, KERNEL, weight), gradients(native, x, KERNEL, weight), strict=True):
+        assert_close(ours, expected, terms=BACKWARD)
 
 
 def test_gradients_under_vmap():
     kernels = jnp.stack([KERNEL, 2 * KERNEL])
-    many = reference.quick_jit(jax.vmap(lambda kernel: gradients.__wrapped__(conv3x3, X, kernel, WEIGHT)))(kernels)
+    many = reference.quick_jit(jax.vmap(lambda kernel: traced_gradients(conv3x3, X, kernel, WEIGHT)))(kernels)
     for i, kernel in enumerate(kernels):
         for ours, expected in zip(many, gradients(native, X, kernel, WEIGHT), strict=True):
-            np.testing.assert_allclose(ours[i], expected, atol=2e-5)
+            assert_close(ours[i], expected, terms=BACKWARD)
 
 
 def test_both_forms_of_the_filter_gradient_agree():
-    np.testing.assert_allclose(_filter_gradient_of_shifts(X, WEIGHT), _filter_gradient_native(X, WEIGHT), atol=1e-5)
+    assert_close(filter_gradient(X, WEIGHT), _filter_gradient_native(X, WEIGHT), terms=48)
 
 
 def test_a_cpu_multiplies_matrices_and_accelerators_convolve():
@@ -76,13 +78,16 @@ def test_a_cpu_multiplies_matrices_and_accelerators_convolve():
 def test_half_precision_computes_in_half_and_keeps_float32_parameters():
     module = Conv3x3(5, jnp.dtype("bfloat16"))
     params = {"kernel": KERNEL, "bias": jnp.arange(5.0)}
-    out = module.apply({"params": params}, X)
+    out = reference.apply(module, params, X)
     assert out.dtype == jnp.bfloat16
+    # Half a unit of bfloat16's 8 bits in each factor and in the result, which goes up to 16.
     np.testing.assert_allclose(np.float32(out), reference.conv3x3(params, X), atol=0.15)
-    grads = jax.grad(lambda p: jnp.sum(WEIGHT * module.apply({"params": p}, X).astype(jnp.float32)))(params)
+    grads = jax.grad(lambda p: jnp.sum(WEIGHT * reference.apply(module, p, X).astype(jnp.float32)))(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(grads["kernel"], _filter_gradient_native(X, WEIGHT), atol=0.2)
-    np.testing.assert_allclose(grads["bias"], WEIGHT.sum((0, 1, 2)), atol=0.2)
+    # Added up in bfloat16: 48 roundings, each by 2^-9 of a partial sum. A pixel left out would be worth 1.
+    total = WEIGHT.sum((0, 1, 2))
+    np.testing.assert_allclose(grads["bias"], total, atol=2 * 48**0.5 * 2**-9 * np.abs(total).max())
 
 
 def test_a_fresh_convolution_keeps_the_variance():

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import unclip_jax
+from tests.helpers import assert_close
 from tests.models import helpers
 from tests.nn import reference
 from unclip_jax.core import command_line
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.errors import UserError
-from unclip_jax.models import prior, unet
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.prior import PriorCond, PriorSpec
 from unclip_jax.models.unet import UNetCond, UNetSpec
@@ -25,9 +25,9 @@ replace = dataclasses.replace
 SETTINGS = (False, "products", True)
 
 RNG = np.random.default_rng(0)
-B, N, T = 3, helpers.PRIOR.context, jnp.array([3, 400, 999])
+B, N, T = 3, helpers.PRIOR.context, jnp.array([3.0, 400.0, 999.0])
 # One level, with attention and without a caption: every kind of block.
-UNET = replace(helpers.DECODER, channel_mult=(1,), attention_at=(8,), text=None)
+UNET = replace(helpers.DECODER, channel_mult=(1,), attention_resolutions=(8,), text=None)
 SCANNED = replace(helpers.PRIOR, scan=True)
 
 
@@ -36,16 +36,16 @@ def normal(*shape):
 
 
 NONE = jnp.zeros(B, bool)
-CAPTION = PriorCond(z_t=normal(B, 6), mask=normal(B, N) < 1, drop=NONE, hidden=normal(B, N, 8))
+CAPTION = PriorCond(z_t=normal(B, 6), mask=normal(B, N) < 1, drop_text=NONE, hidden=normal(B, N, 8))
 TOLD = {
-    PriorSpec: (prior, normal(B, 6), CAPTION),
-    UNetSpec: (unet, normal(B, 8, 8, 3), UNetCond(z_i=normal(B, 6), drop_image=NONE)),
+    PriorSpec: (normal(B, 6), CAPTION),
+    UNetSpec: (normal(B, 8, 8, 3), UNetCond(z_i=normal(B, 6), drop_z_i=NONE)),
 }
 
 
 def loss(spec, params):
-    net, x_t, cond = TOLD[type(spec)]
-    return jnp.sum(jnp.sin(net.apply(spec, params, x_t, T, cond)))
+    x_t, cond = TOLD[type(spec)]
+    return jnp.sum(jnp.sin(spec.apply(params, x_t, T, cond)))
 
 
 def gradient(spec):
@@ -53,15 +53,15 @@ def gradient(spec):
     return reference.quick_jit(jax.grad(lambda params: loss(spec, params)))(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [helpers.PRIOR, SCANNED, UNET], ids=["prior", "scanned", "unet"])
 def test_gradients_are_the_same(spec):
     expected = gradient(spec)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 0.1
     for remat in ("products", True):
-        found = gradient(replace(spec, remat=remat))
-        for ours, leaf in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            # What is computed again is fused with other neighbours, and rounds otherwise.
-            np.testing.assert_allclose(ours, leaf, atol=2e-6 * max(1, np.abs(leaf).max()))
+        # What is computed again is fused with other neighbours, and rounds otherwise: some twenty sums of 8 to 72 terms
+        # forth and back.
+        assert_close(gradient(replace(spec, remat=remat)), expected, terms=500)
 
 
 def equations(jaxpr):
@@ -86,6 +86,7 @@ def products(spec):
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [helpers.PRIOR, SCANNED, UNET], ids=["prior", "scanned", "unet"])
 def test_products_are_computed_once(spec):
     all_kept, kept, none_kept = (products(replace(spec, remat=remat)) for remat in SETTINGS)
@@ -100,7 +101,7 @@ def saved(remat, length=5):
     """Numbers that the forward pass of a Transformer leaves to the backward pass, the parameters included."""
     x = jnp.ones((2, length, 8))
     params = reference.init_random(Transformer(2, 2), x)
-    run = lambda params: jnp.sum(Transformer(2, 2, remat=remat).apply({"params": params}, x))  # noqa: E731
+    run = lambda params: jnp.sum(reference.apply(Transformer(2, 2, remat=remat), params, x))  # noqa: E731
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(run, p)[1], params)))
 
 
@@ -137,7 +138,8 @@ def test_reads_what_was_written_before():
     assert found and all(spec["remat"] is False for spec in found)
     for spec in found:
         cls = UNetSpec if "channels" in spec else PriorSpec if "z_t_scale" in spec else CLIPSpec
-        assert to_json(from_json(cls, spec)) == spec
+        read = from_json(cls, spec)
+        assert read.remat is False and from_json(cls, to_json(read)) == read
 
 
 def test_refuses_what_is_neither():

@@ -40,6 +40,7 @@ def test_compiled_step(mesh):
     compiled = compile_step(counted, mesh, {"w": sharding})
     state = jax.device_put({"w": jnp.zeros(4)}, {"w": sharding})
     batch = {"x": np.ones((8, 2), np.float32)}
+    metrics = {}
     for _ in range(3):
         before = state
         state, metrics = compiled.run(state, {"scale": jnp.float32(2)}, compiled.put(batch))

@@ -45,7 +45,7 @@ def hub_folder(pipeline, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def bundle(hub_folder, tmp_path_factory):
+def system(hub_folder, tmp_path_factory):
     """The same pipeline, imported."""
     from unclip_jax.bundle import store
     from unclip_jax.convert.karlo import import_karlo

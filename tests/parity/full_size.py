@@ -29,10 +29,7 @@ from tests.parity import peers
 from tests.parity.compare import to_ours, to_torch
 from tests.parity.weights import draw
 from unclip_jax.bundle import store
-from unclip_jax.models import prior, unet
-from unclip_jax.models.clip import EncodedCaption
-from unclip_jax.models.prior import PriorCond
-from unclip_jax.models.unet import UNetCond
+from unclip_jax.models.cond import EncodedCaption, PriorCond, UNetCond
 
 SIZE = dataclasses.replace(peers.FULL, upsampler_channels=(32, 64, 96, 128))
 MEMORY_BOUND, ERROR_BOUND = 1.3, 1e-4
@@ -85,10 +82,10 @@ def timed(call) -> tuple[float, np.ndarray]:
     return statistics.median(seconds), result
 
 
-def their_prior(hub: Path, told: dict[str, np.ndarray], x_t: np.ndarray) -> tuple[float, np.ndarray]:
+def their_prior(hub: Path, given: dict[str, np.ndarray], x_t: np.ndarray) -> tuple[float, np.ndarray]:
     """Seconds and output in diffusers."""
     network = PriorTransformer.from_pretrained(hub / "prior").eval()
-    inputs = [torch.from_numpy(told[name]) for name in ("z_t", "hidden", "mask")]
+    inputs = [torch.from_numpy(given[name]) for name in ("z_t", "hidden", "mask")]
 
     def call() -> np.ndarray:
         with torch.no_grad():
@@ -97,20 +94,20 @@ def their_prior(hub: Path, told: dict[str, np.ndarray], x_t: np.ndarray) -> tupl
     return timed(call)
 
 
-def our_prior(bundle: Path, told: dict[str, np.ndarray], x_t: np.ndarray) -> tuple[float, np.ndarray]:
+def our_prior(bundle: Path, given: dict[str, np.ndarray], x_t: np.ndarray) -> tuple[float, np.ndarray]:
     """Seconds and output here."""
-    part = store.load(bundle, parts=("prior",)).part("prior")
-    ours = {name: jnp.asarray(value) for name, value in told.items()}
-    cond = PriorCond(**ours, drop=jnp.zeros(2, bool), empty=EncodedCaption(**ours))
-    apply = jax.jit(prior.apply, static_argnums=0)
-    return timed(lambda: apply(part.spec, part.params, jnp.asarray(x_t), jnp.asarray(T), cond))
+    system = store.load(bundle, parts=("prior",))
+    ours = {name: jnp.asarray(value) for name, value in given.items()}
+    cond = PriorCond(**ours, drop_text=jnp.zeros(2, bool), empty=EncodedCaption(**ours))
+    apply, params = jax.jit(system.stage("prior").network.apply), system.params["prior"]
+    return timed(lambda: apply(params, jnp.asarray(x_t), jnp.asarray(T, jnp.float32), cond))
 
 
-def their_decoder(hub: Path, told: dict[str, np.ndarray], x_t: np.ndarray) -> tuple[float, np.ndarray]:
+def their_decoder(hub: Path, given: dict[str, np.ndarray], x_t: np.ndarray) -> tuple[float, np.ndarray]:
     """Seconds and output in diffusers, text_proj included."""
     network = UNet2DConditionModel.from_pretrained(hub / "decoder").eval()
     projection = UnCLIPTextProjModel.from_pretrained(hub / "text_proj").eval()
-    inputs = {name: torch.from_numpy(value) for name, value in told.items()}
+    inputs = {name: torch.from_numpy(value) for name, value in given.items()}
     mask = torch.nn.functional.pad(inputs["mask"], (4, 0), value=True)
 
     def call() -> np.ndarray:
@@ -127,15 +124,15 @@ def their_decoder(hub: Path, told: dict[str, np.ndarray], x_t: np.ndarray) -> tu
     return timed(call)
 
 
-def our_decoder(bundle: Path, told: dict[str, np.ndarray], x_t: np.ndarray) -> tuple[float, np.ndarray]:
+def our_decoder(bundle: Path, given: dict[str, np.ndarray], x_t: np.ndarray) -> tuple[float, np.ndarray]:
     """Seconds and output here."""
-    part = store.load(bundle, parts=("decoder",)).part("decoder")
-    ours = {name: jnp.asarray(value) for name, value in told.items()}
+    system = store.load(bundle, parts=("decoder",))
+    ours = {name: jnp.asarray(value) for name, value in given.items()}
     nothing = jnp.zeros(2, bool)
     empty = EncodedCaption(**{name: ours[name] for name in ("z_t", "hidden", "mask")})
-    cond = UNetCond(drop_image=nothing, drop_text=nothing, empty=empty, **ours)
-    apply = jax.jit(unet.apply, static_argnums=0)
-    return timed(lambda: apply(part.spec, part.params, jnp.asarray(x_t), jnp.asarray(T), cond))
+    cond = UNetCond(drop_z_i=nothing, drop_text=nothing, empty=empty, **ours)
+    apply, params = jax.jit(system.stage("decoder").network.apply), system.params["decoder"]
+    return timed(lambda: apply(params, jnp.asarray(x_t), jnp.asarray(T, jnp.float32), cond))
 
 
 def run(folder: Path) -> bool:
@@ -156,13 +153,13 @@ def run(folder: Path) -> bool:
         flush=True,
     )
     holds = peak <= MEMORY_BOUND * largest
-    told = caption()
+    given = caption()
     runs = {
-        "prior": (their_prior, our_prior, told, draw("x_t", (2, SIZE.embed_dim))),
+        "prior": (their_prior, our_prior, given, draw("x_t", (2, SIZE.embed_dim))),
         "decoder": (
             their_decoder,
             our_decoder,
-            told | {"z_i": draw("z_i", (2, SIZE.embed_dim))},
+            given | {"z_i": draw("z_i", (2, SIZE.embed_dim))},
             draw("pixels", (2, SIZE.decoder_size, SIZE.decoder_size, 3)),
         ),
     }

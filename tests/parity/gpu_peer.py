@@ -145,8 +145,8 @@ def training(options: argparse.Namespace) -> tuple[int, Call]:
 
 def resized(image: torch.Tensor, size: list[int], mode: str, align_corners: bool, antialias: bool) -> torch.Tensor:
     """`interpolate` by way of float32: with antialias not every device has it in bfloat16."""
-    how: dict[str, Any] = {"size": size, "mode": mode, "align_corners": align_corners, "antialias": antialias}
-    return torch.nn.functional.interpolate(image.float(), **how).to(image.dtype)
+    options: dict[str, Any] = {"size": size, "mode": mode, "align_corners": align_corners, "antialias": antialias}
+    return torch.nn.functional.interpolate(image.float(), **options).to(image.dtype)
 
 
 def sampling(options: argparse.Namespace) -> tuple[int, Call]:

@@ -1,18 +1,20 @@
 """The whole of Karlo on either side, from the same captions and the same noise tapes."""
 
 import dataclasses
+from typing import Any
 from unittest import mock
 
-import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import UnCLIPPipeline, UnCLIPScheduler
 
-from tests.parity import peers
 from tests.parity.compare import CAPTIONS, scheduler_noise, tape, to_torch
-from unclip_jax.bundle.parts import Bundle
-from unclip_jax.cascade import draw_embedding, draw_image, upsample
+from tests.parity.rounded import rounded
 from unclip_jax.diffusion.noise import TapeNoise
+from unclip_jax.editing.embeddings import tokenise
+from unclip_jax.stages.operations import Options, sample_stage
+from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.systems.system import Step, System, run_stage
 
 STEPS = {"prior": 5, "decoder": 5, "upsampler_0": 7}
 GUIDED = {"prior": 4.0, "decoder": 8.0, "upsampler_0": 1.0}
@@ -22,7 +24,7 @@ Tapes = dict[str, TapeNoise]
 
 
 def tapes_of(shapes: dict[str, tuple[int, ...]], first: int = 0) -> Tapes:
-    """One tape for each part; `first` numbers the draw."""
+    """One tape for each stage; `first` numbers the draw."""
     return {name: tape(first + i, shapes[name], steps) for i, (name, steps) in enumerate(STEPS.items())}
 
 
@@ -54,15 +56,30 @@ def their_images(pipeline: UnCLIPPipeline, tapes: Tapes, scales: dict[str, float
     return images, unclipped
 
 
-def our_images(bundle: Bundle, tapes: Tapes, scales: dict[str, float] = GUIDED) -> np.ndarray:
-    """The same by the functions of `unclip_jax.cascade`."""
-    how = {
-        name: dataclasses.replace(settings, steps=STEPS[name], parity=True, guidance_scale=scales[name])
-        for name, settings in bundle.sampling.items()
+def our_images(system: System, tapes: Tapes, scales: dict[str, float] = GUIDED) -> np.ndarray:
+    """The same by a system, with the tables of their schedulers."""
+    settings = {
+        name: dataclasses.replace(own, steps=STEPS[name], guidance_scale=scales[name])
+        for name, own in system.sampling.items()
     }
-    encoded = bundle.tokenizer.encode(CAPTIONS, peers.CONTEXT)
-    tokens, mask = jnp.asarray(encoded.tokens), jnp.asarray(encoded.mask)
-    z_i = draw_embedding(bundle, tokens, mask, tapes["prior"], how["prior"])
-    image = draw_image(bundle, z_i, tokens, mask, tapes["decoder"], how["decoder"])
-    image = upsample(bundle.part("upsampler_0"), image, tapes["upsampler_0"], how["upsampler_0"])
-    return np.clip(np.asarray(image) / 2 + 0.5, 0, 1)
+    return to_images(sampled(rounded(system), tokenise(system, CAPTIONS), tapes, settings))
+
+
+def sampled(
+    system: System,
+    inputs: dict[str, Any],
+    tapes: Tapes,
+    settings: dict[str, SamplingSettings],
+    without: tuple[str, ...] = (),
+) -> np.ndarray:
+    """What the last stage makes of `inputs`, stage after stage, each with the noise of its tape."""
+    values, name = dict(inputs), ""
+    for name in system.path(inputs):
+        step = Step(sample_stage, Options(settings=settings[name], without=without))
+        values[system.stages[name].writes] = run_stage(system, name, step, values, tapes[name])
+    return np.asarray(values[system.stages[name].writes])
+
+
+def to_images(pixels: np.ndarray) -> np.ndarray:
+    """From [-1, 1] to [0, 1]."""
+    return np.clip(pixels / 2 + 0.5, 0, 1)

@@ -77,8 +77,6 @@ def row(part: str, parameters: int, theirs: Callable, ours: Callable, rounds: in
 
 def rows(size: str, rounds: int) -> Iterator[Row | str]:
     """The rows, one after another as they are measured, and what to know of the last."""
-    import functools
-
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -88,11 +86,11 @@ def rows(size: str, rounds: int) -> Iterator[Row | str]:
     from tests.parity.compare import CAPTIONS, to_ours, to_torch
     from tests.parity.weights import draw
     from unclip_jax.bundle import store
-    from unclip_jax.bundle.parts import flatten
-    from unclip_jax.conditioning import decoder_cond, prior_cond
     from unclip_jax.convert.karlo import import_karlo
-    from unclip_jax.models import clip, prior, unet
-    from unclip_jax.models.unet import UNetCond
+    from unclip_jax.editing.embeddings import tokenise
+    from unclip_jax.models.cond import UNetCond
+    from unclip_jax.models.parameters import parameter_count
+    from unclip_jax.stages.encoders import Encoder
 
     sizes = {"small": peers.SMALL, "mid": peers.MID}[size]
     with tempfile.TemporaryDirectory() as folder:
@@ -100,10 +98,7 @@ def rows(size: str, rounds: int) -> Iterator[Row | str]:
         pipeline.save_pretrained(Path(folder) / "hub")
         imported, _ = import_karlo(Path(folder) / "hub", "karlo")
         store.save(imported, Path(folder) / "bundle")
-        bundle = store.load(Path(folder) / "bundle")
-
-    def count(params: Any) -> int:
-        return sum(int(np.prod(leaf.shape)) for leaf in flatten(params).values())
+        system = store.load(Path(folder) / "bundle")
 
     def channels_last(function: Callable[[], torch.Tensor]) -> Callable[[], np.ndarray]:
         def call() -> np.ndarray:
@@ -112,47 +107,45 @@ def rows(size: str, rounds: int) -> Iterator[Row | str]:
 
         return call
 
-    encoded = bundle.tokenizer.encode(CAPTIONS, peers.CONTEXT)
-    tokens, mask = jnp.asarray(encoded.tokens), jnp.asarray(encoded.mask)
-    their_tokens, their_mask = torch.from_numpy(encoded.tokens).long(), torch.from_numpy(encoded.mask)
-    clip_part, prior_part, decoder_part, upsampler_part = (
-        bundle.part(name) for name in ("clip", "prior", "decoder", "upsampler_0")
-    )
-    t = jnp.asarray([5, 700])
-    their_t = torch.tensor([5, 700])
+    encoded = tokenise(system, CAPTIONS)
+    captions = {name: jnp.asarray(array) for name, array in encoded.items()}
+    their_tokens, their_mask = torch.from_numpy(encoded["tokens"]).long(), torch.from_numpy(encoded["mask"])
+    clip, params = system.encoder("clip"), system.params
+    times, t = jnp.asarray([5.0, 700.0]), torch.tensor([5, 700])
 
-    encode = jax.jit(functools.partial(clip.encode_text, clip_part.spec))
+    encode = jax.jit(Encoder.encode_text)
     yield row(
         "text encoder",
-        count(clip_part.params),
+        parameter_count(clip.params),
         channels_last(lambda: pipeline.text_encoder(their_tokens).last_hidden_state),
-        lambda: encode(clip_part.params, tokens).hidden,
+        lambda: encode(clip, captions["tokens"]).hidden,
         rounds,
     )
 
     with torch.no_grad():
         caption = pipeline.text_encoder(their_tokens)
     x_t = draw("x_t", (2, sizes.embed_dim))
-    cond = prior_cond(prior_part.spec, clip_part.spec, clip_part.params, tokens, mask)
-    apply_prior = jax.jit(functools.partial(prior.apply, prior_part.spec))
+    cond = system.stage("prior").condition(system.weights("prior"), captions, 2)
+    apply_prior = jax.jit(system.stage("prior").network.apply)
     yield row(
         "prior",
-        count(prior_part.params),
+        parameter_count(params["prior"]),
         channels_last(
             lambda: (
                 pipeline.prior(
-                    torch.from_numpy(x_t), their_t, caption.text_embeds, caption.last_hidden_state, their_mask
+                    torch.from_numpy(x_t), t, caption.text_embeds, caption.last_hidden_state, their_mask
                 ).predicted_image_embedding
             )
         ),
-        lambda: apply_prior(prior_part.params, jnp.asarray(x_t), t, cond),
+        lambda: apply_prior(params["prior"], jnp.asarray(x_t), times, cond),
         rounds,
     )
 
     z_i = draw("z_i", (2, sizes.embed_dim))
     pixels = draw("pixels", (2, sizes.decoder_size, sizes.decoder_size, 3))
-    cond = decoder_cond(decoder_part.spec, clip_part.spec, clip_part.params, jnp.asarray(z_i), tokens, mask)
-    apply_unet = jax.jit(unet.apply, static_argnums=0)
+    rows_of_decoder = {"z_i": jnp.asarray(z_i), **captions}
+    cond = system.stage("decoder").condition(system.weights("decoder"), rows_of_decoder, 2)
+    apply_decoder = jax.jit(system.stage("decoder").network.apply)
 
     def their_decoder() -> torch.Tensor:
         context, added = pipeline.text_proj(
@@ -163,28 +156,29 @@ def rows(size: str, rounds: int) -> Iterator[Row | str]:
         )
         padded = torch.nn.functional.pad(their_mask, (4, 0), value=True)
         return pipeline.decoder(
-            to_torch(pixels), their_t, encoder_hidden_states=context, class_labels=added, attention_mask=padded
+            to_torch(pixels), t, encoder_hidden_states=context, class_labels=added, attention_mask=padded
         ).sample
 
     yield row(
         "text_proj and decoder",
-        count(decoder_part.params),
+        parameter_count(params["decoder"]),
         channels_last(their_decoder),
-        lambda: apply_unet(decoder_part.spec, decoder_part.params, jnp.asarray(pixels), t, cond),
+        lambda: apply_decoder(params["decoder"], jnp.asarray(pixels), times, cond),
         rounds,
     )
 
     side = sizes.upsampler_size
     x_large, low_res = (draw(name, (1, side, side, 3)) for name in ("x_large", "low_res"))
+    apply_upsampler = jax.jit(system.stage("upsampler_0").network.expert.apply)
     for name, expert in (("super_res_first", "expert_1"), ("super_res_last", "expert_0")):
         both = torch.cat([to_torch(x_large), to_torch(low_res)], dim=1)
-        network, params = getattr(pipeline, name), upsampler_part.params[expert]
+        network, own = getattr(pipeline, name), params["upsampler_0"][expert]
         yield row(
             name,
-            count(params),
-            channels_last(lambda network=network, both=both: network(both, their_t[:1]).sample),
-            lambda params=params: apply_unet(
-                upsampler_part.spec, params, jnp.asarray(x_large), t[:1], UNetCond(low_res=jnp.asarray(low_res))
+            parameter_count(own),
+            channels_last(lambda network=network, both=both: network(both, t[:1]).sample),
+            lambda own=own: apply_upsampler(
+                own, jnp.asarray(x_large), times[:1], UNetCond(low_res=jnp.asarray(low_res))
             ),
             rounds,
         )
@@ -205,9 +199,9 @@ def rows(size: str, rounds: int) -> Iterator[Row | str]:
 
     yield row(
         f"pipeline, {' + '.join(map(str, pipelines.STEPS.values()))} steps",
-        sum(count(part.params) for part in bundle.parts.values()),
+        sum(parameter_count(each) for each in (clip.params, *params.values())),
         their_images,
-        lambda: pipelines.our_images(bundle, tapes),
+        lambda: pipelines.our_images(system, tapes),
         max(rounds // 2, 2),
     )
     yield f"\nNumbers of the pipeline that the clip does not catch at t = 999: {max(unclipped)}"

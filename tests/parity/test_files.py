@@ -1,5 +1,6 @@
 """Files written by torch and by transformers themselves, and ours read by them."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -13,21 +14,28 @@ from tests.convert.tokenizer import write_clip_tokenizer
 from tests.parity import inputs, peers
 from tests.parity.compare import CAPTIONS, relative_error, scheduler_noise, tape, to_torch
 from tests.parity.make_goldens import MEAN, STD, outputs
+from tests.parity.pipelines import sampled, to_images
+from tests.parity.rounded import rounded
 from unclip_jax.bundle import store
 from unclip_jax.convert.export import export_clip, export_karlo
 from unclip_jax.convert.hf_clip import import_clip
 from unclip_jax.convert.karlo import import_karlo
 from unclip_jax.convert.torch_file import TorchFile
-from unclip_jax.models import clip
+from unclip_jax.editing.embeddings import tokenise
 
 TOLERANCE = 1e-5
 
 
 def test_goldens_are_what_torch_says_today():
+    """To half of what `tests/convert/test_goldens.py` grants us, so that no stale file passes for an error of ours.
+
+    torch chooses its kernels by processor, threads and how memory is aligned: with weights as they were drawn and with
+    the same weights loaded from a file it differs from itself by 1.6e-6 of the largest number.
+    """
     for name, (_, arrays) in outputs().items():
         with np.load(inputs.GOLDEN / f"{name}.npz", allow_pickle=False) as file:
             for key, value in arrays.items():
-                np.testing.assert_allclose(file[key], value, rtol=0, atol=1e-6 * np.abs(value).max())
+                np.testing.assert_allclose(file[key], value, rtol=0, atol=TOLERANCE / 2 * np.abs(value).max())
 
 
 def test_every_kind_of_tensor_that_torch_saves(tmp_path):
@@ -71,19 +79,18 @@ def test_a_torchscript_archive(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "shards"])
-def test_a_hub_folder_in_every_form(pipeline, bundle, hub_folder, tmp_path, form):
+def test_a_hub_folder_in_every_form(pipeline, system, hub_folder, tmp_path, form):
     options = {"safetensors": {}, "bin": {"safe_serialization": False}, "shards": {"max_shard_size": "300KB"}}[form]
     pipeline.save_pretrained(tmp_path / "hub", **options)
     imported, _ = import_karlo(tmp_path / "hub", "karlo")
-    for name, part in bundle.parts.items():
-        assert imported.parts[name].clip_identity == part.clip_identity
+    assert imported.identities == system.identities
     store.save(imported, tmp_path / "out")
     again = store.load(tmp_path / "out")
-    assert again.hash == bundle.hash
+    assert again.hash == system.hash
 
 
-def test_diffusers_draws_the_same_from_an_export(pipeline, bundle, tmp_path):
-    export_karlo(bundle, tmp_path / "hub")
+def test_diffusers_draws_the_same_from_an_export(pipeline, system, tmp_path):
+    export_karlo(system, tmp_path / "hub")
     theirs = UnCLIPPipeline.from_pretrained(tmp_path / "hub")
     theirs.set_progress_bar_config(disable=True)
     for name in ("prior", "decoder", "text_proj", "text_encoder", "super_res_first", "super_res_last"):
@@ -116,7 +123,7 @@ def test_clip_of_both_towers(tmp_path, activation, eos):
     imported, _ = import_clip(tmp_path / "hub", "clip", "")
     store.save(imported, tmp_path / "bundle")
     loaded = store.load(tmp_path / "bundle")
-    part = loaded.part("clip")
+    encoder = loaded.encoder("clip")
     tokens = inputs.tokens(vocab_size)
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     pixels = (to_torch(inputs.images) / 2 + 0.5 - mean) / std
@@ -124,10 +131,10 @@ def test_clip_of_both_towers(tmp_path, activation, eos):
         expected = theirs(torch.from_numpy(tokens).long(), pixels)
         z_i = theirs.visual_projection(theirs.vision_model(pixels).pooler_output)
         text = theirs.text_model(torch.from_numpy(tokens).long())
-    assert relative_error(clip.encode_image(part.spec, part.params, jnp.asarray(inputs.images)), z_i) < TOLERANCE
-    encoded = clip.encode_text(part.spec, part.params, jnp.asarray(tokens))
+    assert relative_error(encoder.encode_image(jnp.asarray(inputs.images)), z_i) < TOLERANCE
+    encoded = encoder.encode_text(jnp.asarray(tokens))
     assert relative_error(encoded.hidden, text.last_hidden_state) < TOLERANCE
-    logits = clip.apply(part.spec, part.params, jnp.asarray(inputs.images), jnp.asarray(tokens))
+    logits = encoder.clip.apply(encoder.params, jnp.asarray(inputs.images), jnp.asarray(tokens))
     assert relative_error(logits, expected.logits_per_image) < TOLERANCE
     # And back: transformers reads what we write.
     export_clip(loaded, tmp_path / "export")
@@ -142,11 +149,11 @@ def test_towers_alone(tmp_path):
     tower.save_pretrained(tmp_path / "text")
     imported, _ = import_clip(tmp_path / "text", "text", "")
     store.save(imported, tmp_path / "text_bundle")
-    part = store.load(tmp_path / "text_bundle").part("clip")
+    encoder = store.load(tmp_path / "text_bundle").encoder("clip")
     tokens = inputs.tokens(vocab_size)
     with torch.no_grad():
         expected = tower(torch.from_numpy(tokens).long())
-    encoded = clip.encode_text(part.spec, part.params, jnp.asarray(tokens))
+    encoded = encoder.encode_text(jnp.asarray(tokens))
     assert relative_error(encoded.hidden, expected.last_hidden_state) < TOLERANCE
     assert relative_error(encoded.z_t, expected.pooler_output) < TOLERANCE
     export_clip(store.load(tmp_path / "text_bundle"), tmp_path / "text_export")
@@ -158,11 +165,11 @@ def test_towers_alone(tmp_path):
     vision.save_pretrained(tmp_path / "vision")
     imported, _ = import_clip(tmp_path / "vision", "vision", "")
     store.save(imported, tmp_path / "vision_bundle")
-    part = store.load(tmp_path / "vision_bundle").part("clip")
+    encoder = store.load(tmp_path / "vision_bundle").encoder("clip")
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     with torch.no_grad():
         expected = vision((to_torch(inputs.images) / 2 + 0.5 - mean) / std).image_embeds
-    ours = clip.encode_image(part.spec, part.params, jnp.asarray(inputs.images))
+    ours = encoder.encode_image(jnp.asarray(inputs.images))
     assert relative_error(ours, expected) < TOLERANCE
     export_clip(store.load(tmp_path / "vision_bundle"), tmp_path / "vision_export")
     again = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "vision_export").eval()
@@ -171,29 +178,28 @@ def test_towers_alone(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a red circle", "RED  circle, left?", "naïve café", "", "the photo " * 60])
-def test_tokenizers_agree(pipeline, bundle, text):
+def test_tokenizers_agree(pipeline, system, text):
     theirs = pipeline.tokenizer([text], padding="max_length", max_length=77, truncation=True, return_tensors="np")
-    ours = bundle.tokenizer.encode([text], 77)
+    ours = system.tokenizer.encode([text], 77)
     assert ours.tokens[0].tolist() == theirs.input_ids[0].tolist()
     assert ours.mask[0].tolist() == theirs.attention_mask[0].astype(bool).tolist()
 
 
-def test_exclamation_marks(pipeline, bundle):
+def test_exclamation_marks(pipeline, system):
     """Karlo pads with "!", so transformers takes one in a caption for padding; Karlo's own code does not, nor do we."""
     theirs = pipeline.tokenizer(["left!"], padding="max_length", max_length=77, return_tensors="np")
-    ours = bundle.tokenizer.encode(["left!"], 77)
+    ours = system.tokenizer.encode(["left!"], 77)
     differs = np.flatnonzero(ours.tokens[0] != theirs.input_ids[0])
-    assert differs.tolist() == [2] and theirs.input_ids[0, 2] == bundle.tokenizer.pad_id == 0
+    assert differs.tolist() == [2] and theirs.input_ids[0, 2] == system.tokenizer.pad_id == 0
     assert ours.tokens[0, 2] == pipeline.tokenizer.get_vocab()["!</w>"]
 
 
 def test_variations(pipeline, tmp_path):
     from PIL import Image
 
-    from unclip_jax.cascade import draw_image, upsample
     from unclip_jax.images.pixels import to_float
     from unclip_jax.images.transforms import fit
-    from unclip_jax.stages.settings import StageSettings
+    from unclip_jax.stages.settings import SamplingSettings
 
     theirs = peers.karlo_variation(pipeline)
     theirs.save_pretrained(tmp_path / "hub")
@@ -201,11 +207,11 @@ def test_variations(pipeline, tmp_path):
     assert index["_class_name"] == "UnCLIPImageVariationPipeline"
     imported, _ = import_karlo(tmp_path / "hub", "karlo")
     store.save(imported, tmp_path / "bundle")
-    loaded = store.load(tmp_path / "bundle")
+    loaded = rounded(store.load(tmp_path / "bundle"))
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
-    part = loaded.part("clip")
-    seen = jnp.asarray(to_float(fit(picture, part.spec.image_tower.image_size)))[None]
-    z_i = clip.encode_image(part.spec, part.params, seen)
+    encoder = loaded.encoder("clip")
+    seen = jnp.asarray(to_float(fit(picture, encoder.clip.image_tower.image_size)))[None]
+    z_i = encoder.encode_image(seen)
     processed = theirs.feature_extractor(picture, return_tensors="pt").pixel_values
     with torch.no_grad():
         expected = theirs.image_encoder(processed).image_embeds
@@ -220,11 +226,8 @@ def test_variations(pipeline, tmp_path):
             super_res_latents=to_torch(tapes["upsampler_0"].x_T),
             output_type="np",
         ).images
-    how = StageSettings(sampler="ddpm", steps=4, parity=True)
-    encoded = loaded.tokenizer.encode([""], 77)
-    tokens, mask = jnp.asarray(encoded.tokens), jnp.asarray(encoded.mask)
-    guided = StageSettings(sampler="ddpm", steps=4, parity=True, guidance_scale=8.0)
-    image = draw_image(loaded, z_i, tokens, mask, tapes["decoder"], guided, captioned=False)
-    image = upsample(loaded.part("upsampler_0"), image, tapes["upsampler_0"], how)
-    difference = np.abs(np.clip(np.asarray(image) / 2 + 0.5, 0, 1) - images)
+    ddpm = SamplingSettings(sampler="ddpm", steps=4)
+    settings = {"decoder": dataclasses.replace(ddpm, guidance_scale=8.0), "upsampler_0": ddpm}
+    image = sampled(loaded, {"z_i": z_i, **tokenise(loaded, [""])}, tapes, settings, without=("caption",))
+    difference = np.abs(to_images(image) - images)
     assert difference.max() < 1e-3 and difference.mean() < 3e-5

@@ -13,13 +13,13 @@ import pytest
 
 from benchmarks import gpu_ours
 from tests.parity import gpu_peer
-from unclip_jax.models.base import parameter_count
+from unclip_jax.models.parameters import parameter_count
 
 ROOT = Path(__file__).parent.parent.parent
 # Quick to compile; times are not what is looked at.
 ENV = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 TRIAL = ("--device", "cpu", "--threads", "1", "--size", "small", "--batch", "2", "--images", "1")
-PARTS = {"prior": ("prior",), "decoder": ("decoder",), "sampling": ("clip", "prior", "decoder", "upsampler_0")}
+NETWORKS = {"prior": ("prior",), "decoder": ("decoder",), "sampling": ("clip", "prior", "decoder", "upsampler_0")}
 
 
 @pytest.mark.parametrize("name", gpu_ours.SIZES)
@@ -28,10 +28,11 @@ def test_sizes_are_the_peers(name):
 
 
 @pytest.mark.parametrize("name", gpu_ours.SIZES)
-@pytest.mark.parametrize("what", PARTS)
+@pytest.mark.parametrize("what", NETWORKS)
 def test_parameters_are_as_many(what, name):
-    parts = gpu_ours.parts(gpu_ours.SIZES[name])
-    ours = sum(parameter_count(parts[part].abstract_params()) for part in PARTS[what])
+    clip, stages = gpu_ours.karlo(gpu_ours.SIZES[name])
+    specs = {"clip": clip} | {stage: each.network for stage, each in stages.items()}
+    ours = sum(parameter_count(specs[each].abstract_params()) for each in NETWORKS[what])
     networks = gpu_peer.build(what, gpu_peer.SIZES[name], "meta")
     assert ours == sum(value.numel() for value in gpu_peer.trained(networks))
 

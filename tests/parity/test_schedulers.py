@@ -19,10 +19,11 @@ from diffusers import (
 
 from tests.parity.compare import relative_error, scheduler_noise, to_ours, to_torch
 from tests.parity.pipelines import GUIDED, STEPS, our_images, tapes_of, their_images
-from unclip_jax.diffusion import DDIM, DDPM, DPMSolver, Process, Schedule, Threshold, invert
+from tests.parity.rounded import RoundedSpec
+from unclip_jax.diffusion import DDIM, DDPM, Denoised, DPMSolver, Schedule, Threshold, VariancePreserving, invert
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.diffusion.noise import TapeNoise
-from unclip_jax.stages.settings import StageSettings
+from unclip_jax.stages.settings import SamplingSettings
 
 SHAPE = (2, 4, 4, 3)
 NO_THRESHOLD = Threshold(kind="none")
@@ -32,8 +33,8 @@ BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 def step_errors(theirs, their_step, process, sampler, threshold=NO_THRESHOLD) -> list[float]:
     """The relative error of each step in sampling order. `their_step` is of (output, t, x_t, noise)."""
-    table = {name: column.astype(np.float32) for name, column in sampler.rows(process).items()}
-    rng, errors, x_0_before = np.random.default_rng(0), [], jnp.zeros(SHAPE)
+    table = {name: column.astype(np.float32) for name, column in sampler.coefficients(process).items()}
+    rng, errors, carry = np.random.default_rng(0), [], sampler.start(jnp.zeros(SHAPE))
     for i, t in enumerate(theirs.timesteps.tolist()):
         row = sampler.steps - 1 - i
         x_t, output, noise = rng.standard_normal((3, *SHAPE), np.float32)
@@ -43,17 +44,17 @@ def step_errors(theirs, their_step, process, sampler, threshold=NO_THRESHOLD) ->
         predicted, channels = process.split(jnp.asarray(output))
         x_0 = threshold.apply(process.to_x0(predicted, jnp.asarray(x_t), jnp.full(2, row)))
         coefficients = {name: jnp.float32(column[row]) for name, column in table.items()}
-        ours = sampler.update(coefficients, jnp.asarray(x_t), x_0, x_0_before, channels, jnp.asarray(noise))
-        errors.append(relative_error(ours, expected))
-        x_0_before = x_0
+        carry = carry._replace(x=jnp.asarray(x_t))
+        carry = sampler.update(carry, Denoised(x_0, channels), coefficients, jnp.asarray(noise))
+        errors.append(relative_error(carry.x, expected))
     return errors
 
 
-def process_of(theirs, prediction: str, variance: str = "small") -> Process:
+def process_of(theirs, prediction: str, variance: str = "small") -> VariancePreserving:
     """The process on the rows that theirs visits, with its table."""
     rows = np.sort(theirs.timesteps.numpy())
     schedule = Schedule(alpha_bar=theirs.alphas_cumprod.double().numpy()[rows], timesteps=rows)
-    return Process(schedule=schedule, prediction=prediction, variance=variance)
+    return VariancePreserving(schedule=schedule, prediction=prediction, variance=variance)
 
 
 def worst_step(prediction: str, variance: str, limit: float, steps: int, parity: bool) -> tuple[float, float]:
@@ -64,8 +65,8 @@ def worst_step(prediction: str, variance: str, limit: float, steps: int, parity:
     spec = ProcessSpec(
         prediction="x0" if prediction == "sample" else "eps", variance="learned_range" if learned else "small"
     )
-    how = StageSettings(sampler="ddpm", steps=steps, parity=parity, limit=limit)
-    process = how.build(spec)
+    settings = SamplingSettings(sampler="ddpm", steps=steps, limit=limit)
+    process = settings.build_process(RoundedSpec.of(spec) if parity else spec)
     assert theirs.timesteps.tolist() == process.schedule.timesteps[::-1].tolist()
     following = dict(zip(theirs.timesteps.tolist(), [*theirs.timesteps.tolist()[1:], None], strict=True))
 
@@ -75,7 +76,7 @@ def worst_step(prediction: str, variance: str, limit: float, steps: int, parity:
         with scheduler_noise(TapeNoise(x_T=draws[0], steps=jnp.stack(draws))):
             return theirs.step(output, t, x_t, prev_timestep=following[t])
 
-    errors = step_errors(theirs, their_step, process, how.algorithm(), how.clip(None))
+    errors = step_errors(theirs, their_step, process, settings.build_sampler(), settings.build_threshold(None))
     return max(errors[:-1]), errors[-1]
 
 
@@ -208,11 +209,12 @@ def test_ddim_where_strides_differ(spacing):
         expected = theirs.step(to_torch(output), t, to_torch(x_t)).prev_sample
         errors = []
         for prev in (t - 1000 // 7, following):
-            process = Process(schedule=Schedule(alpha_bar=table[[prev, t]], timesteps=np.array([prev, t])))
-            row = {name: jnp.float32(column[1]) for name, column in DDIM(steps=2).rows(process).items()}
+            process = VariancePreserving(schedule=Schedule(alpha_bar=table[[prev, t]], timesteps=np.array([prev, t])))
+            row = {name: jnp.float32(column[1]) for name, column in DDIM(steps=2).coefficients(process).items()}
             x_0 = process.to_x0(jnp.asarray(output), jnp.asarray(x_t), jnp.full(2, 1))
-            update = DDIM(steps=2).update(row, jnp.asarray(x_t), x_0, None, None, jnp.zeros(SHAPE))
-            errors.append(relative_error(update, expected))
+            ddim = DDIM(steps=2)
+            update = ddim.update(ddim.start(jnp.asarray(x_t)), Denoised(x_0, None), row, jnp.zeros(SHAPE))
+            errors.append(relative_error(update.x, expected))
         assert errors[0] < 1e-5
         assert (errors[1] > 1e-4) == (following != t - 1000 // 7)
 
@@ -285,7 +287,7 @@ def test_dpm_solver(schedule, prediction, kind, spacing, steps):
 def test_dpm_solver_on_karras_rows(schedule, prediction, kind):
     theirs = solver(schedule, prediction, kind, "karras")
     table = theirs.alphas_cumprod.double().numpy()
-    process = Process(schedule=Schedule(alpha_bar=table, timesteps=np.arange(1000)), prediction=prediction)
+    process = VariancePreserving(schedule=Schedule(alpha_bar=table, timesteps=np.arange(1000)), prediction=prediction)
     theirs.set_timesteps(25)
     assert max(solver_errors(theirs, process.respace(25, "karras"), kind)) < 1e-5
 
@@ -315,7 +317,7 @@ def test_zero_terminal_snr(schedule, prediction):
         table = np.append(process.schedule.alpha_bar[:-1], 0)
         schedule_to_noise = Schedule(alpha_bar=table, timesteps=process.schedule.timesteps)
         theirs.set_timesteps(25)
-        errors = solver_errors(theirs, Process(schedule=schedule_to_noise, prediction=prediction), kind)
+        errors = solver_errors(theirs, VariancePreserving(schedule=schedule_to_noise, prediction=prediction), kind)
         assert max(errors[:2]) < 0.1 and max(errors[2:]) < 1e-5
 
 
@@ -344,7 +346,7 @@ def test_ddim_inversion(schedule, prediction, spacing, steps, limit):
         expected = theirs.step(to_torch(output), t, expected).prev_sample
 
     def model_fn(x_t, t, cond):
-        return jnp.asarray(outputs)[jnp.searchsorted(process.schedule.timesteps, t[0])]
+        return jnp.asarray(outputs)[jnp.searchsorted(jnp.asarray(process.time, jnp.float32), t[0])]
 
     threshold = NO_THRESHOLD if limit is None else Threshold(limit=limit)
     x_T = invert(process, model_fn, None, DDIM(steps=steps), jnp.asarray(x_0), threshold=threshold)
@@ -361,7 +363,7 @@ SHAPES = {"prior": (2, 32), "decoder": (2, 16, 16, 3), "upsampler_0": (2, 32, 32
 
 
 @pytest.mark.parametrize("scales", [GUIDED, dict.fromkeys(STEPS, 1.0)], ids=["guided", "unguided"])
-def test_free_running_pipeline(pipeline, bundle, scales):
+def test_free_running_pipeline(pipeline, system, scales):
     compared = 0
     for trial in range(4):
         tapes = tapes_of(SHAPES, 10 * trial)
@@ -370,7 +372,7 @@ def test_free_running_pipeline(pipeline, bundle, scales):
         # rounding made visible: nothing that agrees to 1e-6 could agree on it.
         if unclipped:
             continue
-        difference = np.abs(our_images(bundle, tapes, scales) - expected)
+        difference = np.abs(our_images(system, tapes, scales) - expected)
         assert difference.max() < 1e-3 and difference.mean() < 3e-5
         compared += 1
     assert compared >= 2

@@ -10,12 +10,9 @@ import torch
 
 from tests.parity.compare import to_torch
 from tests.parity.hybrid_loss import HybridLoss
-from unclip_jax.bundle.parts import flatten
 from unclip_jax.diffusion.losses import loss
-from unclip_jax.models import prior, unet
-from unclip_jax.models.clip import EncodedCaption
-from unclip_jax.models.prior import PriorCond
-from unclip_jax.models.unet import UNetCond
+from unclip_jax.models.cond import EncodedCaption, PriorCond, UNetCond
+from unclip_jax.models.parameters import flatten
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.optim import make_transform
 
@@ -99,16 +96,16 @@ def imported(entries, *modules) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_prior(pipeline, bundle):
+def test_prior(pipeline, system):
     from unclip_jax.convert.diffusers_nets import prior_names
 
-    part = bundle.part("prior")
+    stage, start = system.stage("prior"), system.params["prior"]
     network, tables = copy.deepcopy(pipeline.prior).train(), HybridLoss()
     for name, value in network.named_parameters():
         value.requires_grad_(not name.startswith("clip_"))
         # Theirs has axes of length 1 where ours is a vector, which weight decay leaves alone; positions are no kernel.
         value.plain = name.endswith("embedding")
-    data = batches((part.spec.embed_dim,), part.spec.embed_dim)
+    data = batches((stage.network.embed_dim,), stage.network.embed_dim)
 
     def theirs(batch) -> torch.Tensor:
         x_0, noise, t = (torch.from_numpy(batch[name]) for name in ("x_0", "noise", "t"))
@@ -118,27 +115,27 @@ def test_prior(pipeline, bundle):
 
     def ours(params, batch):
         caption = {name: batch[name] for name in ("z_t", "hidden", "mask")}
-        cond = PriorCond(**caption, drop=jnp.zeros(BATCH, bool), empty=EncodedCaption(**caption))
+        cond = PriorCond(**caption, drop_text=jnp.zeros(BATCH, bool), empty=EncodedCaption(**caption))
         x_0, t, noise = batch["x_0"], batch["t"], batch["noise"]
 
-        def model_fn(x_t, t, cond):
-            return prior.apply(part.spec, params, x_t, t, cond)
+        def model_fn(x_t, time, cond):
+            return stage.network.apply(params, x_t, time, cond)
 
-        return loss(part.process.build(), model_fn, x_0, t, noise, cond)[0]
+        return loss(stage.process.build(), model_fn, x_0, t, noise, cond)[0]
 
     expected = train_theirs([network], theirs, data)
-    params, losses = train_ours(part.params, ours, data)
-    compare(losses, expected, params, part.params, imported(prior_names(part.spec), network))
+    params, losses = train_ours(start, ours, data)
+    compare(losses, expected, params, start, imported(prior_names(stage.network), network))
 
 
 @pytest.mark.slow
-def test_decoder(pipeline, bundle):
+def test_decoder(pipeline, system):
     from unclip_jax.convert.diffusers_nets import text_proj_names, unet_names
 
-    part = bundle.part("decoder")
+    stage, start = system.stage("decoder"), system.params["decoder"]
     network, projection = (copy.deepcopy(each).train() for each in (pipeline.decoder, pipeline.text_proj))
     hybrid = HybridLoss()
-    data = batches((16, 16, 3), part.spec.embed_dim)
+    data = batches((16, 16, 3), stage.network.embed_dim)
 
     def theirs(batch) -> torch.Tensor:
         x_0, noise, t = (to_torch(batch[name]) for name in ("x_0", "noise", "t"))
@@ -158,15 +155,15 @@ def test_decoder(pipeline, bundle):
         caption = {name: batch[name] for name in ("z_t", "hidden", "mask")}
         nothing = jnp.zeros(BATCH, bool)
         empty = EncodedCaption(**caption)
-        cond = UNetCond(z_i=batch["z_i"], drop_image=nothing, drop_text=nothing, empty=empty, **caption)
+        cond = UNetCond(z_i=batch["z_i"], drop_z_i=nothing, drop_text=nothing, empty=empty, **caption)
         x_0, t, noise = batch["x_0"], batch["t"], batch["noise"]
 
-        def model_fn(x_t, t, cond):
-            return unet.apply(part.spec, params, x_t, t, cond)
+        def model_fn(x_t, time, cond):
+            return stage.network.apply(params, x_t, time, cond)
 
-        return loss(part.process.build(), model_fn, x_0, t, noise, cond)[0]
+        return loss(stage.process.build(), model_fn, x_0, t, noise, cond)[0]
 
     expected = train_theirs([network, projection], theirs, data)
-    params, losses = train_ours(part.params, ours, data)
-    entries = unet_names(part.spec) + text_proj_names(part.spec)
-    compare(losses, expected, params, part.params, imported(entries, network, projection))
+    params, losses = train_ours(start, ours, data)
+    entries = unet_names(stage.network) + text_proj_names(stage.network)
+    compare(losses, expected, params, start, imported(entries, network, projection))

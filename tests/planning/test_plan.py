@@ -1,6 +1,7 @@
 """Steps compiled for TPU slices that are only described."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from tests.planning.libtpu import needs_libtpu
 from unclip_jax.core.errors import UserError
-from unclip_jax.models import clip
+from unclip_jax.data.config import DataConfig
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
@@ -19,10 +20,7 @@ from unclip_jax.planning import chips
 from unclip_jax.planning.chips import describe
 from unclip_jax.planning.plan import plan_training
 from unclip_jax.training.config import OptimConfig, RunConfig
-from unclip_jax.training.stages.blueprints import blueprint_of
-from unclip_jax.training.stages.common import DataConfig
-from unclip_jax.training.stages.decoder import DecoderConfig
-from unclip_jax.training.stages.prior import PriorConfig
+from unclip_jax.training.stage_configs import DecoderConfig, PriorConfig
 
 pytestmark = needs_libtpu
 
@@ -30,10 +28,10 @@ pytestmark = needs_libtpu
 ROWS, GROUP = 352, 88
 OPTIM = OptimConfig(learning_rate=1e-4)
 RUN = RunConfig(workdir="runs/none", steps=1000)
-TEXT = TextSpec(vocab_size=512, context=16, width=256, depth=2, heads=4, eos_id=511)
+TEXT = TextSpec(vocab_size=512, context=16, width=256, num_layers=2, num_heads=4, eos_id=511)
 CLIP = CLIPSpec(
     embed_dim=256,
-    vision=VisionSpec(image_size=32, patch_size=16, width=256, depth=2, heads=4),
+    vision=VisionSpec(image_size=32, patch_size=16, width=256, num_layers=2, num_heads=4),
     text=TEXT,
     dtype="bfloat16",
     scan=True,
@@ -41,7 +39,7 @@ CLIP = CLIPSpec(
 STACK = {"dtype": "bfloat16", "remat": True, "scan": True}
 CONFIGS = {
     "prior": PriorConfig(
-        model=PriorSpec(embed_dim=256, context=16, text_width=256, width=256, depth=6, heads=4, **STACK),
+        model=PriorSpec(embed_dim=256, context=16, text_width=256, width=256, num_layers=6, num_heads=4, **STACK),
         data=DataConfig(batch_size=ROWS),
         optim=OPTIM,
         run=RUN,
@@ -51,9 +49,9 @@ CONFIGS = {
             image_size=8,
             channels=128,
             channel_mult=(1, 1),
-            depth=1,
+            num_blocks=1,
             learned_sigma=True,
-            attention_at=(4,),
+            attention_resolutions=(4,),
             embed_dim=256,
             context_width=256,
             text_width=256,
@@ -71,13 +69,13 @@ def plan_of(kind, mesh=None, topology="v5e:4x4", optim=OPTIM, batch_size=ROWS):
     config = CONFIGS[kind]
     config = dataclasses.replace(config, data=DataConfig(batch_size=batch_size))
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=False))
-    blueprints = (blueprint_of(kind, each, CLIP) for each in (config, plain))
-    return plan_training(*blueprints, optim, describe(topology), mesh)
+    return plan_training(config, plain, {"clip": CLIP}, optim, describe(topology), mesh)
 
 
 @pytest.fixture(scope="module")
 def plans():
-    return {kind: plan_of(kind) for kind in CONFIGS}
+    """Each made when it is first asked for: to make one, the compiler for TPUs takes up to a gigabyte."""
+    return functools.cache(plan_of)
 
 
 def activations(plan):
@@ -91,14 +89,16 @@ def activations(plan):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_no_activation_is_copied_to_every_device(plans, kind):
-    assert activations(plans[kind]) == []
+    assert activations(plans(kind)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_parameters_are_gathered_a_layer_at_a_time(plans, kind):
-    gathered = [each for each in plans[kind].collectives if each.kind == "all-gather"]
+    gathered = [each for each in plans(kind).collectives if each.kind == "all-gather"]
     assert gathered and {each.group for each in gathered} <= {4, 16}
     # The largest kernel of one layer: the MLP's in the prior, a convolution of the widest level in the decoder.
     largest = {"prior": 256 * 1024, "decoder": 9 * 256 * 128}[kind]
@@ -108,18 +108,20 @@ def test_parameters_are_gathered_a_layer_at_a_time(plans, kind):
         assert max(each.times for each in gathered) == 6
 
 
+@pytest.mark.slow
 def test_without_the_layout_of_rows_activations_are_gathered(monkeypatch):
     """What the first test would see."""
-    monkeypatch.setattr(transformer, "split_rows", lambda x: x)
+    monkeypatch.setattr(transformer, "shard_batch", lambda x: x)
     assert activations(plan_of("prior"))
 
 
+@pytest.mark.slow
 def test_what_a_plan_says(plans):
-    plan = plans["prior"]
+    plan = plans("prior")
     assert (plan.num_chips, plan.mesh) == (16, {"data": 4, "fsdp": 4, "tensor": 1})
     assert plan.memory.fits and plan.memory.temporaries > 0
     # Parameters, average and two moments, a quarter each, and the frozen CLIP's.
-    frozen = sum(leaf.size for leaf in jax.tree.leaves(clip.abstract_params(CLIP)))
+    frozen = sum(leaf.size for leaf in jax.tree.leaves(CLIP.abstract_params()))
     state = (4 * plan.parameters + frozen) * 4 / 4
     assert state < plan.memory.arguments < 1.2 * state
     # Recomputation repeats the forward pass of the blocks.
@@ -141,10 +143,11 @@ def test_memory_is_what_the_compiler_allows(kind):
     assert slice_.chip.memory / slice_.chip.cores == pytest.approx(allowed * 2**30)
 
 
+@pytest.mark.slow
 def test_does_not_fit(monkeypatch):
     """The compiler itself says so; it knows the chip."""
     config = CONFIGS["prior"]
-    deep = dataclasses.replace(config.model, remat=False, scan=True, depth=48, width=1024, heads=16)
+    deep = dataclasses.replace(config.model, remat=False, scan=True, num_layers=48, width=1024, num_heads=16)
     monkeypatch.setitem(CONFIGS, "prior", dataclasses.replace(config, model=deep))
     plan = plan_of("prior", MeshSpec(data=16), batch_size=16 * 512)
     assert not plan.memory.fits and plan.memory.total > plan.memory.limit == pytest.approx(15.75 * 2**30)

@@ -5,7 +5,7 @@ from unclip_jax.planning.report import as_json, cost_of, in_words, table
 
 GIB = 2.0**30
 PEAK = 16 * 197e12
-SETTING = {"accumulate": 2, "remat": True}
+LAYOUT = {"accumulate": 2, "remat": True}
 FITS = Plan(
     topology="v5e:4x4",
     num_chips=16,
@@ -45,7 +45,7 @@ def test_nothing_is_faster_than_the_roofline():
 
 
 def test_words():
-    text = in_words("prior/x", SETTING, FITS, cost_of(FITS, 600_000, 0.4, 2.0, PEAK))
+    text = in_words("prior/x", LAYOUT, FITS, cost_of(FITS, 600_000, 0.4, 2.0, PEAK))
     assert "prior/x on v5e:4x4 (16 chips): 1,230 M parameters" in text
     assert "state and batch 2.00 + temporaries 4.00 + outputs 0.50 + program 0.50 = 7.00 of 15.75 GiB, fits" in text
     # The largest first.
@@ -69,14 +69,14 @@ def test_words_for_drawing():
 
 def test_table():
     cost = cost_of(FITS, 600_000, 0.4, None, PEAK)
-    head, rule, fits, large = table([("a", SETTING, FITS, cost), ("b", SETTING, LARGE, None)]).splitlines()
+    head, rule, fits, large = table([("a", LAYOUT, FITS, cost), ("b", LAYOUT, LARGE, None)]).splitlines()
     assert head.count("|") == rule.count("|") == fits.count("|") == large.count("|")
     assert "4 data x 4 fsdp | 64 / 2 | 2.00 GiB | 4.00 GiB | 15.75 GiB | 8.0 GB | 0.25 s (compute) | 80%" in fits
     assert "needs 30.0 GiB" in large
 
 
 def test_json():
-    data = json.loads(json.dumps(as_json("a", SETTING, FITS, cost_of(FITS, 10, 0.4, None, PEAK))))
+    data = json.loads(json.dumps(as_json("a", LAYOUT, FITS, cost_of(FITS, 10, 0.4, None, PEAK))))
     assert data["fits"] and data["memory"]["temporaries"] == 4 * GIB and data["times"]["bound"] == "compute"
     assert data["cost"]["steps"] == 10 and data["traffic"]["all-gather"]["count"] == 10
-    assert not as_json("b", SETTING, LARGE, None)["fits"]
+    assert not as_json("b", LAYOUT, LARGE, None)["fits"]

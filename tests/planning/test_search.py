@@ -8,11 +8,11 @@ from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec
 from unclip_jax.planning.chips import CHIPS, Slice
 from unclip_jax.planning.plan import Memory, Plan
-from unclip_jax.planning.search import Setting, fit
+from unclip_jax.planning.search import Layout, fit
 
 GIB = 2.0**30
 SLICE = Slice("v5e:4x4", CHIPS["v5e"], [None] * 16)
-START = Setting(mesh=MeshSpec(), accumulate=1, remat=False)
+START = Layout(mesh=MeshSpec(), accumulate=1, remat=False)
 
 
 def search(state, activations, *, start=START, batch_size=64, indivisible=()):
@@ -23,10 +23,10 @@ def search(state, activations, *, start=START, batch_size=64, indivisible=()):
             raise UserError("no")
         return state * GIB / mesh.fsdp
 
-    def attempt(setting):
-        rows = batch_size / 16 / setting.accumulate
-        total = state_bytes(setting.mesh) + rows * activations * GIB * (0.25 if setting.remat else 1)
-        mesh = {"data": 16 // setting.mesh.fsdp, "fsdp": setting.mesh.fsdp, "tensor": 1}
+    def attempt(layout):
+        rows = batch_size / 16 / layout.accumulate
+        total = state_bytes(layout.mesh) + rows * activations * GIB * (0.25 if layout.remat else 1)
+        mesh = {"data": 16 // layout.mesh.fsdp, "fsdp": layout.mesh.fsdp, "tensor": 1}
         return Plan(
             topology=SLICE.name,
             num_chips=16,
@@ -40,8 +40,8 @@ def search(state, activations, *, start=START, batch_size=64, indivisible=()):
         )
 
     tried = []
-    for setting, plan in fit(start, attempt, state_bytes, SLICE):
-        tried.append((setting.mesh.fsdp, setting.remat, setting.accumulate, plan.memory.fits))
+    for layout, plan in fit(start, attempt, state_bytes, SLICE):
+        tried.append((layout.mesh.fsdp, layout.remat, layout.accumulate, plan.memory.fits))
     return tried
 
 

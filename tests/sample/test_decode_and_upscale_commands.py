@@ -24,6 +24,7 @@ def z(tiny_folder, prompts):
     return out
 
 
+@pytest.mark.slow
 def test_decoding_what_the_prior_drew_is_text_to_image(tiny_folder, prompts, z, tmp_path):
     words = ["--bundle", tiny_folder, "--seed", 4, "--stop-at", 8, "--decoder.steps", 2, "--out"]
     assert call(decode, "--embeddings", z, *words, tmp_path / "decoded").status == 0

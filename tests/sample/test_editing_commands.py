@@ -1,14 +1,15 @@
 """invert, interpolate, text_diff and probe, with programs of one shape: two images at once, two steps, 8 px."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sample import decode, interpolate, invert, probe, text_diff, variations
+from sample import again, decode, interpolate, invert, probe, text_diff, variations
 from tests.sample.helpers import assert_drawn_again, assert_one_line, call, pixels, tiles
-from unclip_jax.images.png import read_text
+from unclip_jax.images.png import read_text, save_png
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -19,15 +20,15 @@ def run(tiny_folder):
         # What is given twice counts as it is given last.
         shared = ["--bundle", tiny_folder, "--batch-size", 2]
         if command is not decode:
-            shared += ["--steps", 2]
+            shared += ["--decoder.steps", 2]
         return call(command, *shared, *([] if command is invert else ["--stop-at", 8]), *words)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def points(run, pictures, tmp_path_factory):
-    out = tmp_path_factory.mktemp("points") / "made" / "p.npz"
+def latents(run, pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("latents") / "made" / "latents.npz"
     result = run(invert, *pictures, "--out", out)
     assert result.status == 0, result.err
     lines = result.out.splitlines()
@@ -36,45 +37,47 @@ def points(run, pictures, tmp_path_factory):
     return out
 
 
-def test_inversion(run, pictures, points, tmp_path):
-    with np.load(points, allow_pickle=False) as file:
+@pytest.mark.slow
+def test_inversion(run, pictures, latents, tmp_path):
+    with np.load(latents, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     assert sorted(arrays) == ["bundle_hash", "names", "settings", "x_T", "z_i"]
     assert arrays["z_i"].shape == (2, 16) and arrays["x_T"].shape == (2, 8, 8, 3)
     assert arrays["names"].tolist() == ["red", "soft"] and '"steps": 2' in str(arrays["settings"])
-    sheet = points.with_suffix(".png")
+    sheet = latents.with_suffix(".png")
     drawn = tiles(pixels(sheet), 8)
     assert drawn.shape == (2, 2, 8, 8, 3) and (drawn[0, 0] == [255, 0, 0]).all()
     assert_drawn_again(sheet)
-    # A file per image, and the reconstructions: what variations draws of the points, to the bit.
+    # A file per image, and the reconstructions: what variations draws from the latents, to the bit.
     result = run(invert, *pictures, "--out", tmp_path / "each")
     assert result.status == 0 and sorted(path.name for path in (tmp_path / "each").iterdir()) == [
         "reconstruction.png", "red.npz", "soft.npz"
     ]  # fmt: skip
     np.testing.assert_array_equal(np.load(tmp_path / "each" / "soft.npz")["x_T"][0], arrays["x_T"][1])
-    words = ["--points", points, "--num-images", 1, "--out", tmp_path / "x.png"]
+    words = ["--latents", latents, "--num-images", 1, "--out", tmp_path / "x.png"]
     assert run(variations, *words).status == 0
     np.testing.assert_array_equal(tiles(pixels(tmp_path / "x.png"), 8).reshape(2, 8, 8, 3), drawn[:, 1])
-    assert run(decode, "--embeddings", points, "--out", tmp_path / "y.png").status == 0
+    assert run(decode, "--embeddings", latents, "--out", tmp_path / "y.png").status == 0
     np.testing.assert_array_equal(tiles(pixels(tmp_path / "y.png"), 8)[0], drawn[:, 1])
     assert_drawn_again(tmp_path / "y.png")
 
 
-def test_the_way_between_images(run, pictures, points, tmp_path):
-    out = tmp_path / "way.png"
+@pytest.mark.slow
+def test_the_path_between_images(run, pictures, latents, tmp_path):
+    out = tmp_path / "path.png"
     assert run(interpolate, *pictures, "--frames", 3, "--out", out).status == 0
-    assert run(interpolate, "--points", points, "--frames", 3, "--out", tmp_path / "frames").status == 0
+    assert run(interpolate, "--latents", latents, "--frames", 3, "--out", tmp_path / "frames").status == 0
     files = sorted((tmp_path / "frames").iterdir())
     assert [path.name for path in files] == [f"{i:04d}.png" for i in range(4)]
     frames = np.stack([pixels(path) for path in files])
     np.testing.assert_array_equal(tiles(pixels(out), 8).reshape(4, 8, 8, 3), frames)
     # The ends are the images as they come back.
-    back = tiles(pixels(points.with_suffix(".png")), 8)[:, 1]
+    back = tiles(pixels(latents.with_suffix(".png")), 8)[:, 1]
     assert np.abs(frames[[0, 3]].astype(int) - back).max() <= 1
     assert read_text(out)["images"] == "red\nsoft"
     assert_drawn_again(out)
     assert_drawn_again(files[2])
-    words = ["--points", points, "--frames", 3, "--pace", "theta", "--out", tmp_path / "by_theta"]
+    words = ["--latents", latents, "--frames", 3, "--spacing", "theta", "--out", tmp_path / "by_theta"]
     assert run(interpolate, *words).status == 0
     by_theta = [path for path in sorted((tmp_path / "by_theta").iterdir())]
     assert read_text(by_theta[2])["place"] == "0.666667" != read_text(files[2])["place"]
@@ -86,23 +89,25 @@ def test_the_way_between_images(run, pictures, points, tmp_path):
     assert unevenness(frames) < unevenness(np.stack([pixels(path) for path in by_theta]))
 
 
-def test_the_way_between_prompts_as_a_film(run, tmp_path):
+@pytest.mark.slow
+def test_the_path_between_prompts_as_a_film(run, tmp_path):
     words = ["--prompts", "a red circle", "two rings", "a green star", "--frames", 2, "--prior.steps", 2]
-    assert run(interpolate, *words, "--out", tmp_path / "way.gif").status == 0
-    with Image.open(tmp_path / "way.gif") as film:
+    assert run(interpolate, *words, "--out", tmp_path / "path.gif").status == 0
+    with Image.open(tmp_path / "path.gif") as film:
         assert film.n_frames == 5 and film.size == (8, 8) and film.info["loop"] == 0
-    assert run(interpolate, *words, "--out", tmp_path / "way.png").status == 0
-    text = read_text(tmp_path / "way.png")
+    assert run(interpolate, *words, "--out", tmp_path / "path.png").status == 0
+    text = read_text(tmp_path / "path.png")
     assert text["prompts"] == "a red circle\ntwo rings\na green star" and '"prior": {' in text["settings"]
-    assert_drawn_again(tmp_path / "way.png")
+    assert_drawn_again(tmp_path / "path.png")
 
 
-def test_text_diffs(run, pictures, points, tmp_path):
+@pytest.mark.slow
+def test_text_diffs(run, pictures, latents, tmp_path):
     words = ["--from", "a red circle", "--to", "a blue circle", "--thetas", 0, 0.5]
     assert run(text_diff, *pictures, *words, "--out", tmp_path / "diff.png").status == 0
     drawn = tiles(pixels(tmp_path / "diff.png"), 8)
     assert drawn.shape == (2, 3, 8, 8, 3)
-    back = tiles(pixels(points.with_suffix(".png")), 8)
+    back = tiles(pixels(latents.with_suffix(".png")), 8)
     np.testing.assert_array_equal(drawn[:, 0], back[:, 0])
     assert np.abs(drawn[:, 1].astype(int) - back[:, 1]).max() <= 1
     assert (drawn[:, 2] != drawn[:, 1]).any()
@@ -110,7 +115,7 @@ def test_text_diffs(run, pictures, points, tmp_path):
     assert (text["from"], text["to"], text["thetas"]) == ("a red circle", "a blue circle", "0.0 0.5")
     assert_drawn_again(tmp_path / "diff.png")
     # The decoder hears the words too, where one asks for it.
-    words = ["--points", points, "--to", "a blue circle", "--thetas", 0, 0.5, "--captioned"]
+    words = ["--latents", latents, "--to", "a blue circle", "--thetas", 0, 0.5, "--captioned"]
     assert run(text_diff, *words, "--out", tmp_path / "files").status == 0
     files = sorted((tmp_path / "files").iterdir())
     assert [path.name for path in files] == ["red_00.png", "red_01.png", "soft_00.png", "soft_01.png"]
@@ -127,6 +132,7 @@ def basis(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_probing(run, pictures, basis, tmp_path):
     words = [*pictures, "--basis", basis, "--components", 0, 3, "all"]
     assert run(probe, *words, "--out", tmp_path / "probe.png").status == 0
@@ -146,10 +152,10 @@ def test_probing(run, pictures, basis, tmp_path):
 
 MISTAKES = [
     (invert, [], "no image given; name one or more files, or a folder of them"),
-    (invert, ["RED", "--steps", "1"], "steps is 1; an inversion takes at least 2"),
+    (invert, ["RED", "--decoder.steps", "1"], "steps is 1; an inversion takes at least 2"),
     (invert, ["RED", "--corrections", "-1"], "corrections is -1; it must be at least 0"),
     (invert, ["RED", "--out", "x.jpg"], "x.jpg is no .npz; give a name that ends in .npz or .png, or a folder"),
-    (interpolate, ["RED"], "one image is no way; give two or more"),
+    (interpolate, ["RED"], "one image is no path; give two or more"),
     (interpolate, ["RED", "--prompts", "a"], "both --prompts and images are given; give one of them"),
     (interpolate, ["--prompts", "a", "b", "--x-t", "slerp"], "prompts have no noise of their own; leave --x-t out"),
     (interpolate, ["RED", "RED", "--frames", "0"], "frames is 0; choose 1 to 10000"),
@@ -157,12 +163,12 @@ MISTAKES = [
     (interpolate, ["RED", "RED", "--out", "x.gif", "--only", "1"], "x.gif is for all images; with --only, give a .png"),
     (text_diff, ["RED", "--to", "a", "--thetas", "1.5"], "theta is 1.5; choose 0 to 1"),
     (text_diff, ["RED", "--from", "a", "--to", "a"], '--from and --to say the same, "a"; say what is to change'),
-    (probe, ["RED"], "has no principal components; run python -m unclip_jax.eval.statistics BUNDLE --data"),
+    (probe, ["RED"], "has no principal components; run python -m train.measure BUNDLE --data"),
     (probe, ["RED", "--basis", "BASIS", "--components", "17"], "the basis has 16 components; ask for 0 to that many"),
     (probe, ["RED", "--components", "1", "1"], "a number of components is given twice; give each once"),
-    (probe, ["RED", "--basis", "POINTS"], "has no mean, only "),
-    (variations, ["--points", "BASIS"], "has no names, only "),
-    (variations, ["--points", "RED"], "is no .npz that can be read ("),
+    (probe, ["RED", "--basis", "LATENTS"], "has no mean, only "),
+    (variations, ["--latents", "BASIS"], "has no names, only "),
+    (variations, ["--latents", "RED"], "is no .npz that can be read ("),
     (decode, ["--embeddings", "BASIS"], "has no z_i, only mean, components, variance; give a file that has it"),
     (decode, ["--embeddings", "NARROW"], "z_i is float64 of shape (2, 3); numbers of shape (n, 16) are needed"),
     (decode, ["--embeddings", "PICKLE"], "is no .npz that can be read (Object arrays cannot be loaded"),
@@ -171,9 +177,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("command", "words", "line"), MISTAKES)
-def test_mistakes(run, pictures, points, basis, monkeypatch, tmp_path, command, words, line):
+def test_mistakes(run, pictures, latents, basis, monkeypatch, tmp_path, command, words, line):
     monkeypatch.chdir(tmp_path)
-    names = {"RED": pictures[0], "POINTS": points, "BASIS": basis}
+    names = {"RED": pictures[0], "LATENTS": latents, "BASIS": basis}
     bad = {"NARROW": np.zeros((2, 3)), "PICKLE": np.array([None]), "NAN": np.full((1, 16), np.nan)}
     for name, z_i in bad.items():
         if name in words:
@@ -184,13 +190,32 @@ def test_mistakes(run, pictures, points, basis, monkeypatch, tmp_path, command, 
     assert list(tmp_path.iterdir()) == before
 
 
-def test_points_of_another_bundle(run, points, tiny_folder, tmp_path):
+def test_latents_of_another_bundle(run, latents, tiny_folder, tmp_path):
     copy = shutil.copytree(tiny_folder, tmp_path / "copy")
     config = copy / "config.json"
     config.write_text(config.read_text() + "\n")
     line = "belongs to another bundle than tiny; invert the images with this one (python -m sample.invert)"
-    for words in ([variations, "--points"], [decode, "--embeddings"]):
-        assert_one_line(run(*words, points, "--bundle", copy, "--out", tmp_path / "x.png"), line)
+    for words in ([variations, "--latents"], [decode, "--embeddings"]):
+        assert_one_line(run(*words, latents, "--bundle", copy, "--out", tmp_path / "x.png"), line)
+
+
+def test_a_path_of_an_older_version_is_drawn_again(run, latents, tmp_path):
+    """It names the module, its options have other names, and the decoder's settings are among them."""
+    out = tmp_path / "x.png"
+    words = ["--latents", latents, "--frames", 2, "--spacing", "theta", "--only", 1, "--decoder.guidance-scale", 2]
+    assert run(interpolate, *words, "--out", out).status == 0
+    text = read_text(out)
+    said = json.loads(text["again"])
+    options = said["options"]
+    assert options.pop("settings") == {"decoder": {"steps": 2, "guidance_scale": 2.0}}
+    options |= {"points": options.pop("latents"), "pace": options.pop("spacing")}
+    options |= {"steps": 2, "guidance_scale": 2.0, "eta": None, "prior": {"steps": None}, "upsamplers": {"eta": None}}
+    old = {"module": "sample.interpolate", "options": options, "inputs": said["inputs"]}
+    save_png(tmp_path / "old.png", pixels(out), text | {"again": json.dumps(old)})
+    result = call(again, tmp_path / "old.png")
+    assert result.status == 0, result.err
+    np.testing.assert_array_equal(pixels(tmp_path / "old_again.png"), pixels(out))
+    assert json.loads(read_text(tmp_path / "old_again.png")["settings"]) == json.loads(text["settings"])
 
 
 @pytest.mark.parametrize("command", [invert, interpolate, text_diff, probe])

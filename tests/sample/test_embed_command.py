@@ -7,8 +7,8 @@ import pytest
 
 from sample import embed
 from tests import tiny
-from unclip_jax.cascade import cascade
 from unclip_jax.core.errors import run_cli
+from unclip_jax.systems.system import run as run_system
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CAPTIONS = ["a red circle", "a blue square above a green star", "two rings"]
@@ -29,6 +29,7 @@ def run(monkeypatch, tiny_folder, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_that_text_to_image_decodes(run, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS))
     out = tmp_path / "made" / "z.npz"
@@ -38,9 +39,9 @@ def test_embeddings_are_those_that_text_to_image_decodes(run, tmp_path):
         assert file["prompts"].tolist() == CAPTIONS
         z_i = file["z_i"]
     encoded = tiny.tokenizer().encode(CAPTIONS, tiny.CONTEXT)
-    tokens, mask = jnp.asarray(encoded.tokens), jnp.asarray(encoded.mask)
-    drawn = next(cascade(tiny.bundle(), tokens, mask, jax.random.key(4)))
-    assert drawn.part == "prior"
+    inputs = {"tokens": jnp.asarray(encoded.tokens), "mask": jnp.asarray(encoded.mask)}
+    drawn = next(run_system(tiny.system(), inputs, jax.random.key(4)))
+    assert drawn.stage == "prior"
     np.testing.assert_allclose(z_i, drawn.value, atol=1e-5)
     again = [CAPTIONS[0], "--out", out, "--prior.steps", 2]
     status, _, err = run(*again)

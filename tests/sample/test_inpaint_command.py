@@ -43,17 +43,18 @@ def mask_of(photo, box):
     return photo.with_name("mask.png")
 
 
+@pytest.mark.slow
 def test_outside_the_mask_all_stays_to_the_bit(run, photo, tmp_path):
     # Of the square's 32 px, 8 to 20 across and 4 to 18 down: 4 to 10 and 2 to 9 at 16 px.
     mask = mask_of(photo, (12, 4, 24, 18))
     words = [photo, "--mask", mask, "--num-images", 2, "--stop-at", 16]
     assert run(*words, "--out", tmp_path / "x.png").status == 0
     drawn = tiles(pixels(tmp_path / "x.png"), 16)[0]
-    known, hole = fit(read_image(photo), 16), np.zeros((16, 16), bool)
-    hole[2:9, 4:10] = True
+    known, region = fit(read_image(photo), 16), np.zeros((16, 16), bool)
+    region[2:9, 4:10] = True
     for image in drawn:
-        np.testing.assert_array_equal(image[~hole], known[~hole])
-        assert np.abs(image[hole].astype(int) - known[hole]).mean() > 5
+        np.testing.assert_array_equal(image[~region], known[~region])
+        assert np.abs(image[region].astype(int) - known[region]).mean() > 5
     assert (drawn[0] != drawn[1]).any()
     text = read_text(tmp_path / "x.png")
     assert text["prompt"] == "a red circle" and text["images"] == "photo.png" and '"prior": {' in text["settings"]
@@ -63,6 +64,7 @@ def test_outside_the_mask_all_stays_to_the_bit(run, photo, tmp_path):
     assert (tiles(pixels(tmp_path / "x.png"), 16)[0, 0][9, 4:10] != drawn[0][9, 4:10]).any()
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_with_a_mask_each(run, photo, tmp_path):
     boxes = {"a": (4, 0, 20, 32), "b": (20, 8, 36, 24)}
     for folder in ("images", "masks"):
@@ -78,12 +80,12 @@ def test_a_folder_of_images_with_a_mask_each(run, photo, tmp_path):
     assert result.status == 0 and "4 of 4 images" in result.err, result.err
     files = sorted((tmp_path / "out").iterdir())
     assert [file.name for file in files] == ["a_00.png", "a_01.png", "b_00.png", "b_01.png"]
-    holes = {"a": np.s_[:, :4], "b": np.s_[2:6, 4:]}
+    regions = {"a": np.s_[:, :4], "b": np.s_[2:6, 4:]}
     for file in files:
-        known, hole = fit(read_image(tmp_path / f"images/{file.name[0]}.png"), 8), np.zeros((8, 8), bool)
-        hole[holes[file.name[0]]] = True
-        np.testing.assert_array_equal(pixels(file)[~hole], known[~hole])
-        assert (pixels(file)[hole] != known[hole]).any() and read_text(file)["image"] == f"{file.name[0]}.png"
+        known, region = fit(read_image(tmp_path / f"images/{file.name[0]}.png"), 8), np.zeros((8, 8), bool)
+        region[regions[file.name[0]]] = True
+        np.testing.assert_array_equal(pixels(file)[~region], known[~region])
+        assert (pixels(file)[region] != known[region]).any() and read_text(file)["image"] == f"{file.name[0]}.png"
     assert (pixels(files[2]) != pixels(files[3])).any()
     assert_drawn_again(files[3])
     # On one sheet, a row for each image.
@@ -91,13 +93,12 @@ def test_a_folder_of_images_with_a_mask_each(run, photo, tmp_path):
     np.testing.assert_array_equal(tiles(pixels(tmp_path / "sheet.png"), 8)[1, 1], pixels(files[3]))
 
 
+@pytest.mark.slow
 def test_a_bundle_whose_sampler_cannot_inpaint(run, photo, tiny_bundle, tmp_path):
     """By default DDIM takes its place, but in an upsampler that was trained to inpaint."""
     sampling = {name: dataclasses.replace(how, sampler="dpm++") for name, how in tiny_bundle.sampling.items()}
-    upsampler = tiny_bundle.part("upsampler_0")
-    spec = dataclasses.replace(upsampler.spec, inpaints=True)
-    parts = tiny_bundle.parts | {"upsampler_0": tiny.weights(dataclasses.replace(upsampler, spec=spec), 9)}
-    bundles.save(dataclasses.replace(tiny_bundle, sampling=sampling, parts=parts), tmp_path / "bundle")
+    system = tiny.with_stage("upsampler_0", 9, of=tiny_bundle, inpainting=True)
+    bundles.save(dataclasses.replace(system, sampling=sampling), tmp_path / "bundle")
     words = [photo, "--bundle", tmp_path / "bundle", "--box", "12,8,16,8", "--stop-at", 16, "--out", tmp_path / "x.png"]
     result = run(*words)
     assert result.status == 0, result.err
@@ -108,6 +109,7 @@ def test_a_bundle_whose_sampler_cannot_inpaint(run, photo, tiny_bundle, tmp_path
     assert settings["decoder"]["steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_box_in_pixels_and_in_fractions(run, photo, tmp_path):
     same = ["--num-images", 2, "--out"]
     assert run(photo, "--box", "12,8,16,8", *same, tmp_path / "a").status == 0
@@ -117,11 +119,12 @@ def test_a_box_in_pixels_and_in_fractions(run, photo, tmp_path):
     for name in names:
         np.testing.assert_array_equal(pixels(tmp_path / "a" / name), pixels(tmp_path / "b" / name))
     assert_drawn_again(tmp_path / "a" / names[1])
-    known, hole = fit(read_image(photo), 8), np.zeros((8, 8), bool)
-    hole[2:4, 2:6] = True
-    np.testing.assert_array_equal(pixels(tmp_path / "a" / names[0])[~hole], known[~hole])
+    known, region = fit(read_image(photo), 8), np.zeros((8, 8), bool)
+    region[2:4, 2:6] = True
+    np.testing.assert_array_equal(pixels(tmp_path / "a" / names[0])[~region], known[~region])
 
 
+@pytest.mark.slow
 def test_around_the_image(run, photo, tmp_path):
     out = tmp_path / "x.png"
     result = run(photo, "--outpaint", "5,0,2,3", "--num-images", 2, "--out", out)

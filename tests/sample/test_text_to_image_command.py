@@ -47,6 +47,7 @@ def test_a_grid_that_says_how_it_was_drawn(draw, tmp_path, tiny_folder):
     assert set(settings) == {"prior", "decoder", "upsampler_0"}
 
 
+@pytest.mark.slow
 def test_every_stage_with_a_sampler_of_its_own(draw, tmp_path):
     prior = ["--prior.sampler", "dpm++", "--prior.guidance-scale", 2, "--prior.guidance-interval", 10, 90]
     decoder = ["--decoder.sampler", "sde_dpm++", "--decoder.spacing", "karras"]
@@ -59,6 +60,7 @@ def test_every_stage_with_a_sampler_of_its_own(draw, tmp_path):
     assert settings["upsampler_0"]["sampler"] == "ddpm" and settings["upsampler_0"]["spacing"] == "leading"
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_into_a_folder(draw, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{PROMPT}\n\n  two rings \n", encoding="utf-8-sig")
@@ -92,6 +94,7 @@ def test_nothing_is_overwritten(draw, tmp_path):
     assert out.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_too_long_is_drawn_with_a_warning(draw, tmp_path):
     long = "a red circle " * 30 + "END"
     options = ["--num-images", 4, "--decoder.guidance-scale", 3, "--out", tmp_path / "x.png"]
@@ -115,7 +118,7 @@ def test_a_prompt_that_is_too_long_is_drawn_with_a_warning(draw, tmp_path):
         ([PROMPT, "--decoder.eta", "2"], "decoder: eta is 2.0; choose 0 to 1"),
         ([PROMPT, "--decoder.sampler", "euler"], "invalid choice 'euler' for argument '--decoder.sampler'"),
         ([PROMPT, "--decoder.sampler", "analytic"], "sampler analytic needs the network's statistics, which"),
-        ([PROMPT, "--prior.guidance-interval", "9", "2"], "prior: guidance_interval is 9 to 2; choose two steps of 0"),
+        ([PROMPT, "--prior.guidance-interval", "9", "2"], "prior: guidance_interval is 9 to 2; choose two times of 0"),
         ([PROMPT, "--prior.num-candidates", "0"], "prior: num_candidates is 0; choose 1 to 64"),
         ([PROMPT, "--num-images", "0"], "num_images is 0; it must be at least 1"),
         ([PROMPT, "--batch-size", "0"], "batch_size is 0; it must be at least 1"),
@@ -147,12 +150,12 @@ def test_weights_that_are_cut_off(draw, copy):
 
 
 def test_parts_that_do_not_fit(draw, copy):
-    edit(copy, lambda config: config["parts"]["decoder"].update(clip_identity="0" * 64))
+    edit(copy, lambda config: config["stages"]["decoder"].update(identity="0" * 64))
     assert_one_line(draw(PROMPT, bundle=copy), "decoder belongs to CLIP 000000000000 but clip to CLIP ")
 
 
 def test_as_a_program(copy):
-    edit(copy, lambda config: config["parts"]["upsampler_0"].update(low_res_size=4))
+    edit(copy, lambda config: config["stages"]["upsampler_0"]["stage"]["conditions"][0]["low_res"].update(scale=4))
     done = subprocess.run(
         [sys.executable, "-m", "sample.text_to_image", PROMPT, "--bundle", str(copy)],
         capture_output=True,
@@ -160,5 +163,5 @@ def test_as_a_program(copy):
         check=False,
     )
     assert done.returncode == 2 and done.stdout == ""
-    line = "error: decoder makes 8 px but upsampler_0 starts from 4 px; pack stages whose sizes meet\n"
+    line = "error: decoder makes image_8 but upsampler_0 starts from image_4; pack stages whose sizes meet\n"
     assert done.stderr == line

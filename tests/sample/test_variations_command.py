@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 def run(tiny_folder):
     def run(*words):
         # What is given twice counts as it is given last.
-        return call(variations, "--batch-size", 2, "--steps", 2, "--bundle", tiny_folder, *words)
+        return call(variations, "--batch-size", 2, "--decoder.steps", 2, "--bundle", tiny_folder, *words)
 
     return run
 
@@ -26,6 +26,7 @@ def sheet(run, pictures, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_sheet_and_a_folder(run, pictures, sheet, tmp_path):
     # Two rows of three 16 px images with lines of 2 px between; the image itself comes first.
     drawn = tiles(pixels(sheet), 16)
@@ -42,6 +43,7 @@ def test_a_sheet_and_a_folder(run, pictures, sheet, tmp_path):
     assert len({pixels(path).tobytes() for path in files}) == 4
 
 
+@pytest.mark.slow
 def test_one_image_of_the_request_and_again(run, pictures, sheet, tmp_path):
     words = [*pictures, "--num-images", 2, "--seed", 3]
     assert run(*words, "--only", 2, "--out", tmp_path / "one.png").status == 0
@@ -50,6 +52,7 @@ def test_one_image_of_the_request_and_again(run, pictures, sheet, tmp_path):
     assert_drawn_again(sheet)
 
 
+@pytest.mark.slow
 def test_another_batch_size(run, pictures, sheet, tmp_path):
     words = ["--num-images", 2, "--seed", 3, "--stop-at", 8]
     assert run(*pictures, *words, "--out", tmp_path / "two").status == 0
@@ -58,10 +61,11 @@ def test_another_batch_size(run, pictures, sheet, tmp_path):
         assert np.abs(pixels(path).astype(int) - pixels(tmp_path / "three" / path.name)).max() <= 1
 
 
+@pytest.mark.slow
 def test_from_inversion_eta_is_how_far_it_strays(run, pictures, tmp_path):
     def draw(eta):
         out = tmp_path / f"{eta}.png"
-        words = ["--from-inversion", "--eta", eta, "--num-images", 1, "--stop-at", 8, "--out", out]
+        words = ["--from-inversion", "--decoder.eta", eta, "--num-images", 1, "--stop-at", 8, "--out", out]
         assert run(*pictures, *words).status == 0
         drawn = tiles(pixels(out), 8).astype(int)
         return np.abs(drawn[:, 1] - drawn[:, 0]).mean()
@@ -75,15 +79,15 @@ def test_from_inversion_eta_is_how_far_it_strays(run, pictures, tmp_path):
         (["nowhere.png"], "nowhere.png: cannot be read"),
         ([], "no image given; name one or more files, or a folder of them"),
         (["FOLDER"], " holds no images; give a folder of "),
-        (["RED", "--points", "x.npz"], "both images and --points are given; give one of them"),
-        (["--points", "absent.npz"], "no file absent.npz; check the name"),
+        (["RED", "--latents", "x.npz"], "both images and --latents are given; give one of them"),
+        (["--latents", "absent.npz"], "no file absent.npz; check the name"),
         (["RED", "--num-images", "0"], "num_images is 0; it must be at least 1"),
         (["RED", "--seed", "-1"], "seed is -1"),
         (["RED", "--batch-size", "0"], "batch_size is 0"),
         (["RED", "--only", "4"], "only is 4; this request draws images 0 to 3"),
         (["RED", "--out", "x.jpg"], "x.jpg is no PNG"),
-        (["RED", "--steps", "0"], "decoder: steps is 0; choose 1 to 100"),
-        (["RED", "--eta", "2"], "decoder: eta is 2.0; choose 0 to 1"),
+        (["RED", "--decoder.steps", "0"], "decoder: steps is 0; choose 1 to 100"),
+        (["RED", "--decoder.eta", "2"], "decoder: eta is 2.0; choose 0 to 1"),
         (["RED", "--stop-at", "7"], "stop_at is 7; bundle tiny makes 8, 16 px"),
     ],
 )
@@ -96,6 +100,7 @@ def test_mistakes(run, pictures, monkeypatch, tmp_path, words, line):
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten(run, pictures, tmp_path):
     (tmp_path / "red_01.png").write_text("mine")
     words = [pictures[0], "--num-images", 2, "--stop-at", 8, "--out", tmp_path]

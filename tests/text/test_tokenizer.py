@@ -30,14 +30,14 @@ def test_rows_are_bos_text_eos_padding(tokenizer):
         assert row[0] == tokenizer.bos_id and row[n - 1] == tokenizer.eos_id
         assert (row[n:] == tokenizer.pad_id).all()
         assert not np.isin(row[1 : n - 1], [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]).any()
-    assert encoded.cut == [None, None]
+    assert encoded.truncated == [None, None]
 
 
 def test_special_ids_differ_and_all_ids_lie_below_vocab_size(tokenizer):
     assert len({tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}) == 3
     everything = "".join(map(chr, range(1, 0x3000))) + "\U0001f600"
     tokens = tokenizer.encode([everything], 40_000).tokens
-    assert 0 <= tokens.min() and tokens.max() < tokenizer.vocab_size <= 320
+    assert tokens.min() >= 0 and tokens.max() < tokenizer.vocab_size <= 320
 
 
 def test_case_and_spaces_do_not_matter_but_words_do(tokenizer):
@@ -53,11 +53,11 @@ def test_composed_and_decomposed_letters_are_equal(tokenizer):
 
 def test_what_is_cut_is_told_and_the_eos_kept(tokenizer):
     encoded = tokenizer.encode(["a red circle above  A Blue square", "a red circle"], 5)
-    assert encoded.cut == ["above  A Blue square", None]
+    assert encoded.truncated == ["above  A Blue square", None]
     assert encoded.mask.all() and (encoded.tokens[:, -1] == tokenizer.eos_id).all()
     np.testing.assert_array_equal(encoded.tokens[0], encoded.tokens[1])
-    assert tokenizer.encode(["über alles"], 2).cut == ["über alles"]
-    assert tokenizer.encode(["a 🟥🟦 square"], 3).cut == ["🟥🟦 square"]
+    assert tokenizer.encode(["über alles"], 2).truncated == ["über alles"]
+    assert tokenizer.encode(["a 🟥🟦 square"], 3).truncated == ["🟥🟦 square"]
 
 
 def test_special_tokens_in_a_caption_are_text(tokenizer):
@@ -148,7 +148,7 @@ def test_a_hugging_face_folder_is_read_with_its_own_special_tokens(tmp_path):
     encoded = tokenizer.encode(["Red a", "b c d e f g"], 6)
     np.testing.assert_array_equal(encoded.tokens[0], [54, 53, 26, 55, 55, 55])
     np.testing.assert_array_equal(encoded.mask[0], [True] * 4 + [False] * 2)
-    assert encoded.cut == [None, "f g"]
+    assert encoded.truncated == [None, "f g"]
 
 
 def test_special_tokens_map_serves_and_padding_falls_back_to_eos(tmp_path):

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import cli
+from tests.helpers import assert_trees_equal
+from train import cli, pack
 from train.recipes import RECIPES, tiny
+from unclip_jax.bundle import load
 from unclip_jax.core.config import to_json
-from unclip_jax.stages.settings import StageSettings
+from unclip_jax.core.errors import run_cli
+from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.training import statistics
 from unclip_jax.training.checkpoint import load_params
-from unclip_jax.training.stages.clip import train_clip
-from unclip_jax.training.stages.prior import train_prior
-from unclip_jax.training.stages.upsampler import train_upsampler
+from unclip_jax.training.export import read_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -26,11 +28,11 @@ def command(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("UNCLIP_JAX_NO_CACHE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(stage, train, *words):
+    def run(stage, *words):
         monkeypatch.setattr(sys, "argv", [f"train.{stage}", *map(str, words)])
         status = 0
         try:
-            cli.main(stage, "What it does.", train)
+            run_cli(pack.main) if stage == "pack" else cli.main(stage, "What it does.")
         except SystemExit as end:
             status = end.code
         return status, *capsys.readouterr()
@@ -38,8 +40,12 @@ def command(monkeypatch, tmp_path, capsys):
     return run
 
 
-def never(config):
-    raise AssertionError(f"trained with {config}")
+@pytest.fixture
+def trained(monkeypatch):
+    """The configs that would have been trained."""
+    configs = []
+    monkeypatch.setattr(cli, "train", configs.append)
+    return configs
 
 
 def assert_one_line(result, line):
@@ -65,26 +71,27 @@ def assert_one_line(result, line):
         (["tiny", "--data.batch-size"], "missing value for argument '--data.batch-size'"),
     ],
 )  # fmt: skip
-def test_mistakes_in_the_command_line(command, words, line):
-    assert_one_line(command("prior", never, *words), line)
+def test_mistakes_in_the_command_line(command, trained, words, line):
+    assert_one_line(command("prior", *words), line)
+    assert trained == []
 
 
-def test_options_reach_the_config(command):
-    seen = []
+def test_options_reach_the_config(command, trained):
     words = ["tiny", "--optim.learning-rate", "0.5", "--run.mesh.data", "2", "--sampling.steps", "7"]
-    assert command("decoder", seen.append, *words, "--run.no-tensorboard")[0] == 0
-    (config,) = seen
+    assert command("decoder", *words, "--run.no-tensorboard")[0] == 0
+    (config,) = trained
     assert config.optim.learning_rate == 0.5 and config.run.mesh.data == 2 and not config.run.tensorboard
-    assert config.sampling == StageSettings(steps=7, guidance_scale=2.0)
+    assert config.sampling == SamplingSettings(steps=7, guidance_scale=2.0)
     assert config.model == tiny.decoder().model
 
 
 @pytest.mark.parametrize("stage", RECIPES)
-def test_help_lists_the_recipes(command, stage):
-    status, out, err = command(stage, never, "--help")
+def test_help_lists_the_recipes(command, trained, stage):
+    status, out, err = command(stage, "--help")
     assert (status, err) == (0, "")
     assert "What it does." in out and all(name in out for name in RECIPES[stage])
-    assert command(stage, never, "tiny", "--help")[1].count("--run.workdir") == 1
+    assert command(stage, "tiny", "--help")[1].count("--run.workdir") == 1
+    assert trained == []
 
 
 @pytest.mark.parametrize(
@@ -95,7 +102,7 @@ def test_help_lists_the_recipes(command, stage):
     ],
 )
 def test_a_clip_that_is_not_there(command, tmp_path, clip, line):
-    assert_one_line(command("prior", train_prior, "tiny", "--clip", clip, "--run.workdir", tmp_path / "run"), line)
+    assert_one_line(command("prior", "tiny", "--clip", clip, "--run.workdir", tmp_path / "run"), line)
     assert not (tmp_path / "run").exists()
 
 
@@ -115,21 +122,54 @@ def photos(folder):
 def test_a_folder_of_photographs_without_captions_trains_no_clip(command, tmp_path):
     folder = photos(tmp_path / "photos")
     words = ["tiny", "--data.source", folder, "--run.workdir", tmp_path / "run"]
-    assert_one_line(command("clip", train_clip, *words), f"{folder} holds 5 images and no captions; put x.txt beside")
+    assert_one_line(command("clip", *words), f"{folder} holds 5 images and no captions; put x.txt beside")
 
 
+@pytest.mark.slow
 def test_a_folder_of_photographs_trains_an_upsampler(command, tmp_path):
     workdir = tmp_path / "run"
     size = ["--model.image-size", 32, "--model.channels", 8, "--model.channel-mult", 1, "--model.groups", 4]
     run = ["--run.workdir", workdir, "--run.steps", 2, "--run.log-every", 1, "--run.no-tensorboard"]
     folder = ["--data.source", photos(tmp_path / "photos"), "--crop-fraction", 0.5]
-    status, out, err = command("upsampler", train_upsampler, "photos", *folder, *size, *run)
+    status, out, err = command("upsampler", "photos", *folder, *size, *run)
     assert status == 0 and "step 2/2 (100%)" in out, err
     losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 2 and np.isfinite(losses).all()
     params, meta = load_params(workdir)
-    assert meta["step"] == 2 and meta["extra"] == {"low_res_size": 8, "sampling": to_json(StageSettings(steps=27))}
+    assert meta["step"] == 2 and sorted(meta["extra"]) == ["sampling", "stage"]
+    assert meta["extra"]["sampling"] == to_json(SamplingSettings(steps=27))
+    assert read_run(workdir).stage.reads == ("image_8",)
     assert params["conv_in"]["kernel"].shape == (3, 3, 2 * 2 * 6, 8)
+
+
+@pytest.mark.slow
+def test_all_stages_are_trained_resumed_and_packed(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(statistics, "STATS_EXAMPLES", 8)
+    runs = {stage: tmp_path / stage for stage in RECIPES}
+    shared = ["--data.data-dir", tmp_path / "data", "--run.sample-every", 0, "--run.no-tensorboard"]
+    # U-Nets of one level: compiling takes nearly all of the time.
+    own = {"clip": [], "prior": [], "decoder": ["--model.channel-mult", 1], "upsampler": ["--model.channel-mult", 1]}
+    own["decoder"] += ["--model.attention-resolutions"]
+    for stage in ("prior", "decoder"):
+        own[stage] += ["--clip", runs["clip"]]
+    for stage, workdir in runs.items():
+        words = ["tiny", *own[stage], *shared, "--run.workdir", workdir, "--run.steps"]
+        status, out, err = command(stage, *words, 2)
+        assert status == 0 and "step 2/2 (100%)" in out and "carrying on" not in out, err
+        status, out, err = command(stage, *words, 4)
+        assert status == 0 and "carrying on from step 2 in " in out and "step 4/4 (100%)" in out, err
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(np.isfinite(line["loss"]) for line in lines)
+    given = [word for stage in ("clip", "prior", "decoder") for word in (f"--{stage}", runs[stage])]
+    status, out, err = command("pack", tmp_path / "bundle", *given, "--upsamplers", runs["upsampler"])
+    assert status == 0 and "bundle (clip, prior, decoder, upsampler_0), hash " in out, err
+    system = load(tmp_path / "bundle")
+    weights = {name: encoder.params for name, encoder in system.encoders.items()} | system.params
+    for stage, workdir in runs.items():
+        params, meta = load_params(workdir, "ema")
+        assert meta["step"] == 4
+        assert_trees_equal(weights["upsampler_0" if stage == "upsampler" else stage], params)
+    assert system.sampling["decoder"] == tiny.decoder().sampling
 
 
 @pytest.mark.parametrize("stage", ["clip", "upsampler"])

@@ -14,14 +14,15 @@ def test_launcher(name):
     path = FOLDER / name
     text = path.read_text()
     assert len(text.splitlines()) < 40
-    assert "set -euo pipefail" in text and 'python -m train.$STAGE $RECIPE "$@"' in text
+    assert "set -euo pipefail" in text and 'python -m $PACKAGE.$STAGE $RECIPE "$@"' in text
     assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
     done = subprocess.run(["bash", path], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("usage: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("package", ["train", "unclip_jax.train"])
 @pytest.mark.parametrize("name", ["tpu_vm.sh", "xpk.sh"])
-def test_options_arrive_as_they_were(name, tmp_path):
+def test_options_arrive_as_they_were(name, package, tmp_path):
     """The cluster's tool runs the command that it is given here, with a python that prints its arguments."""
     for tool, body in {
         "gcloud": 'for word in "$@"; do case $word in --command=*) bash -c "${word#--command=}";; esac; done',
@@ -34,9 +35,10 @@ def test_options_arrive_as_they_were(name, tmp_path):
     words = ["prior", "tiny", "--run.workdir", "gs://a b", "--clip", "it's"]
     done = subprocess.run(
         ["bash", FOLDER / name, *before, *words],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "REPOSITORY": str(tmp_path)},
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "REPOSITORY": str(tmp_path)}
+        | ({} if package == "train" else {"PACKAGE": package}),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout == "[-m][train.prior][tiny][--run.workdir][gs://a b][--clip][it's]", done.stderr
+    assert done.stdout == f"[-m][{package}.prior][tiny][--run.workdir][gs://a b][--clip][it's]", done.stderr

@@ -18,6 +18,7 @@ def plan(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env=env)
 
 
+@pytest.mark.slow
 def test_a_recipe_on_two_slices(tmp_path):
     out = tmp_path / "plan.json"
     done = plan(
@@ -35,6 +36,7 @@ def test_a_recipe_on_two_slices(tmp_path):
     assert "WARNING" not in done.stderr
 
 
+@pytest.mark.slow
 def test_drawing(tmp_path):
     out = tmp_path / "plan.json"
     where = "--topology", "v5e:2x2", "--mesh", "data=2,fsdp=2"
@@ -46,6 +48,7 @@ def test_drawing(tmp_path):
     assert drawn["cost"] is None and drawn["traffic"]["all-gather"]["count"] % 3 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

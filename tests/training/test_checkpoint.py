@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from jax.sharding import PartitionSpec as P
 
 from tests.helpers import assert_trees_equal
 from tests.training.toy import Toy
 from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
-from unclip_jax.parallel.rules import REPLICATE
 from unclip_jax.training.checkpoint import FOLDER, Checkpoints, Meta, load_params
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.state import abstract_state, init
@@ -46,16 +44,15 @@ META = Meta(
     extra={"tokenizer": {"a": 1}},
     may_change=("data.workers",),
 )
-RULES = (("hidden/kernel", P(None, "fsdp")), (".*", P()))
 
 
 @functools.cache
-def fresh_state(mesh, rules, hidden):
-    return init(Toy(hidden=hidden), OPTIM, mesh, jax.random.key(0), rules)
+def fresh_state(mesh, stage):
+    return init(stage, OPTIM, mesh, jax.random.key(0))
 
 
-def toy_state(step, mesh=None, rules=REPLICATE, hidden=16):
-    state = fresh_state(mesh or make_mesh(MeshSpec()), rules, hidden)
+def toy_state(step, mesh=None, **fields):
+    state = fresh_state(mesh or make_mesh(MeshSpec()), Toy(**fields))
     return jax.tree.map(lambda x: x + step, state).replace(ema=jax.tree.map(lambda x: x - step, state.ema))
 
 
@@ -125,7 +122,7 @@ def test_a_save_is_of_its_moment(checkpoints, tmp_path):
 
 def test_any_mesh_and_parameters_alone(checkpoints, tmp_path):
     split = make_mesh(MeshSpec(data=2, fsdp=4))
-    saved = toy_state(4, split, RULES)
+    saved = toy_state(4, split, split=True)
     checkpoints.save(4, saved, {})
     checkpoints.wait()
 

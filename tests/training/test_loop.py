@@ -56,6 +56,7 @@ def ended(tmp_path_factory):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", FATES)
 def test_resumes_bit_for_bit(straight, ended, fate):
     workdir, status, out = ended[fate]
@@ -114,6 +115,7 @@ def test_stops_at_a_loss_that_is_not_finite(tmp_path):
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["5"]
 
 
+@pytest.mark.slow
 def test_skips_until_there_are_too_many(tmp_path):
     optim = dataclasses.replace(config(tmp_path, 1)["optim"], on_nonfinite="skip", max_skips=2)
     with pytest.raises(
@@ -147,6 +149,7 @@ def test_data_that_ends(tmp_path):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 
+@pytest.mark.slow
 def test_data_that_stop_coming(tmp_path):
     """In a process of its own: the watchdog ends it."""
     command = [sys.executable, "-m", "tests.training.toy", str(tmp_path), str(STEPS), "hang=7"]
@@ -157,11 +160,13 @@ def test_data_that_stop_coming(tmp_path):
     assert "step 6/14" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_profile(tmp_path):
     run(tmp_path, profile=2)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_previews_are_drawn_from_the_average(tmp_path):
     seen = {}
 

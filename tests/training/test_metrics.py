@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from unclip_jax.training.config import RunConfig
-from unclip_jax.training.metrics import FILE, Delayed, MetricLogger
+from unclip_jax.training.metrics import FILE, DeferredMetrics, MetricLogger
 
 
 def make_logger(tmp_path, *, start_step=0, window=None, quiet=False, **run):
@@ -143,7 +143,7 @@ def test_without_tensorboard(tmp_path, capsys, monkeypatch):
 
 
 def test_delayed_by_one_step():
-    delayed = Delayed()
+    delayed = DeferredMetrics()
     assert delayed.take() is None
     assert delayed.swap(1, {"loss": jnp.float32(0.5)}) is None
     assert delayed.swap(2, {"loss": jnp.float32(0.25)}) == (1, {"loss": 0.5})

@@ -11,7 +11,7 @@ from tests.training.toy import FROZEN, Toy, batches
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.parallel.step import compile_step
 from unclip_jax.training.config import OptimConfig
-from unclip_jax.training.moments import LEVELS, from_int8, kept_as, to_bfloat16, to_int8
+from unclip_jax.training.moments import LEVELS, from_int8, quantize_moments, to_bfloat16, to_int8
 from unclip_jax.training.optim import make_transform
 from unclip_jax.training.state import init, state_shardings
 from unclip_jax.training.step import make_step
@@ -87,7 +87,7 @@ def test_nothing_stays_nothing_and_a_second_moment_does_not_become_it():
 def test_a_second_moment_comes_down(moments):
     """To the nearest number it would not: 0.999 is nearer to 1 than to the next bfloat16, or level."""
     assert jnp.bfloat16(0.999) == 1
-    transform = kept_as(optax.scale_by_adam(b2=0.999), moments)
+    transform = quantize_moments(optax.scale_by_adam(b2=0.999), moments)
     ones = jnp.ones((64, 64))
     # The first step makes it 1.
     _, state = transform.update(ones / 0.001**0.5, transform.init(ones))
@@ -100,7 +100,7 @@ def test_a_second_moment_comes_down(moments):
 
 def test_float32_is_the_optimiser_itself():
     adam = optax.scale_by_adam()
-    assert kept_as(adam, "float32") is adam
+    assert quantize_moments(adam, "float32") is adam
 
 
 def size(optim, params):
@@ -134,6 +134,7 @@ def trained(optimizer, moments, steps=150):
     return jax.device_get(state.params), np.float64(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(("moments", "loss_error", "moved_error"), [("bfloat16", 1e-3, 0.03), ("int8", 5e-3, 0.15)])
 def test_training_is_as_with_float32(optimizer, moments, loss_error, moved_error):

@@ -92,6 +92,7 @@ def direction(optim, params, *gradients):
     return updates
 
 
+@pytest.mark.slow
 def test_muon_equals_optax():
     """On kernels; optax moves everything else by Adam with Nesterov's momentum, which the paper does not have."""
     params, gradients = kernels(), [kernels(seed=seed) for seed in (1, 2, 3)]
@@ -111,6 +112,7 @@ def test_muon_equals_optax():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -b, rtol=1e-5, atol=1e-7), got, updates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("size", [1e-4, 1.0])
 def test_muon_moves_along_the_singular_vectors(name, size):

@@ -11,14 +11,12 @@ from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.state import abstract_state, init, start_from, state_shardings
 
-RULES = (("hidden/kernel", P(None, "fsdp")), (".*", P()))
-
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_abstract_equals_real(optimizer):
     mesh, optim = make_mesh(MeshSpec(data=2, fsdp=4)), OptimConfig(optimizer=optimizer)
-    state = init(Toy(), optim, mesh, jax.random.key(0), RULES)
-    abstract = abstract_state(Toy(), optim, mesh, RULES)
+    state = init(Toy(split=True), optim, mesh, jax.random.key(0))
+    abstract = abstract_state(Toy(split=True), optim, mesh)
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
     for real, planned in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
         assert (real.shape, real.dtype) == (planned.shape, planned.dtype)
@@ -29,7 +27,7 @@ def test_abstract_equals_real(optimizer):
 def test_moments_and_average_lie_as_their_parameter(optimizer, copies):
     """Muon keeps one moment of a kernel, where Adam keeps two."""
     mesh = make_mesh(MeshSpec(data=2, fsdp=4))
-    shardings = state_shardings(abstract_state(Toy(), OptimConfig(optimizer=optimizer), mesh, RULES))
+    shardings = state_shardings(abstract_state(Toy(split=True), OptimConfig(optimizer=optimizer), mesh))
     specs = {
         jax.tree_util.keystr(path): sharding.spec for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
     }
@@ -40,7 +38,7 @@ def test_moments_and_average_lie_as_their_parameter(optimizer, copies):
 
 def test_values_do_not_depend_on_the_mesh():
     one = init(Toy(), OptimConfig(), make_mesh(MeshSpec(), jax.devices()[:1]), jax.random.key(3))
-    eight = init(Toy(), OptimConfig(), make_mesh(MeshSpec(fsdp=4)), jax.random.key(3), RULES)
+    eight = init(Toy(split=True), OptimConfig(), make_mesh(MeshSpec(fsdp=4)), jax.random.key(3))
     assert_trees_equal(one, eight)
     assert not np.array_equal(one.params["hidden"]["kernel"], Toy().init(jax.random.key(4))["hidden"]["kernel"])
 
@@ -55,7 +53,7 @@ def test_starts_at_zero():
 
 def test_starts_from_given_parameters():
     mesh = make_mesh(MeshSpec(data=2, fsdp=4))
-    abstract = abstract_state(Toy(), OptimConfig(), mesh, RULES)
+    abstract = abstract_state(Toy(split=True), OptimConfig(), mesh)
     given = Toy().init(jax.random.key(9))
     state = start_from(given, abstract, OptimConfig())
     assert_trees_equal(state.params, given)

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from tests.helpers import assert_trees_equal, count_traces
 from tests.training.toy import BATCH, FROZEN, Toy, batches
@@ -48,6 +47,7 @@ def one_device():
     return run(5, devices=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "accumulate"), [(MeshSpec(), 1), (MeshSpec(data=2, fsdp=2, tensor=2), 1), (MeshSpec(fsdp=2), 2)]
 )
@@ -59,6 +59,7 @@ def test_same_numbers_on_any_mesh(one_device, spec, accumulate):
         np.testing.assert_allclose([m[name] for m in got], [m[name] for m in expected], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [2, 16])
 def test_microbatches_change_nothing(one_device, accumulate):
     state, expected = one_device
@@ -69,11 +70,12 @@ def test_microbatches_change_nothing(one_device, accumulate):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got_state.params, state.params)
 
 
+@pytest.mark.slow
 def test_muon_gives_the_same_numbers_on_a_sharded_kernel():
     """Its matrix products run over all of a kernel, wherever the parts lie."""
     muon = dataclasses.replace(OPTIM, optimizer="muon")
     mesh = make_mesh(MeshSpec(fsdp=4))
-    shardings = state_shardings(abstract_state(Toy(), muon, mesh, (("hidden/kernel", P(None, "fsdp")), (".*", P()))))
+    shardings = state_shardings(abstract_state(Toy(split=True), muon, mesh))
     step = compile_step(make_step(Toy(), muon, total_steps=100, seed=7), mesh, shardings)
     state, losses = jax.device_put(initial(Toy(), muon), shardings), []
     for _, batch in zip(range(5), batches(0), strict=False):
@@ -100,7 +102,7 @@ def written():
         keys = jnp.stack([jax.random.fold_in(key, row) for row in range(BATCH)])
 
         def mean_loss(params):
-            errors, metrics = Toy().loss(params, FROZEN, batch, keys)
+            errors, metrics = Toy().loss(params, params, FROZEN, batch, keys)
             return jnp.mean(errors), metrics
 
         (loss, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(before.params)
@@ -159,8 +161,8 @@ def test_skips_are_counted_in_a_row():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfiniteGradient(Toy):
-    def loss(self, params, frozen, batch, keys):
-        per_example, metrics = super().loss(params, frozen, batch, keys)
+    def loss(self, params, target, frozen, batch, keys):
+        per_example, metrics = super().loss(params, target, frozen, batch, keys)
         # The root of 0 is finite, its slope is not.
         return per_example + jnp.sqrt(jnp.sum(params["out"]["bias"] * 0.0)), metrics
 
@@ -173,8 +175,8 @@ def test_gradient_that_is_not_finite():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clashing(Toy):
-    def loss(self, params, frozen, batch, keys):
-        per_example, _ = super().loss(params, frozen, batch, keys)
+    def loss(self, params, target, frozen, batch, keys):
+        per_example, _ = super().loss(params, target, frozen, batch, keys)
         return per_example, {"loss": (per_example, per_example)}
 
 

@@ -15,20 +15,31 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from unclip_jax.core.errors import run_cli
+from unclip_jax.parallel.rules import REPLICATE
+from unclip_jax.stages.stage import Stage
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.loop import train
 
 WIDTH, BATCH = 8, 16
+RULES = (("hidden/kernel", P(None, "fsdp")), (".*", P()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Toy:
+class Toy(Stage):
     """Predicts eps from sqrt(1 - s) x_0 + sqrt(s) eps with two dense layers."""
 
+    TAG = ("stage", "toy")
+
     hidden: int = 16
+    split: bool = False
+    """Whether a kernel lies split over the axis fsdp."""
+
+    def sharding_rules(self):
+        return RULES if self.split else REPLICATE
 
     def init(self, key):
         first, second = jax.random.split(key)
@@ -41,7 +52,7 @@ class Toy:
             "out": {"kernel": jax.random.normal(second, (self.hidden, WIDTH)) / 4, "bias": jnp.zeros(WIDTH)},
         }
 
-    def loss(self, params, frozen, batch, keys):
+    def loss(self, params, target, frozen, batch, keys):
         def draw(key):
             level, noise = jax.random.split(key)
             return jax.random.uniform(level), jax.random.normal(noise, (WIDTH,))

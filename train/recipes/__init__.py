@@ -1,12 +1,12 @@
 """Recipes: functions that return the whole config of a run, by stage and name."""
 
 from collections.abc import Callable
-from typing import Any
 
-from train.recipes import paper, photos, shapes, tiny
-from unclip_jax.bundle.parts import Kind
+from unclip_jax.training.stage_configs import Config
 
-RECIPES: dict[Kind, dict[str, Callable[[], Any]]] = {
+from . import paper, photos, shapes, tiny
+
+RECIPES: dict[str, dict[str, Callable[[], Config]]] = {
     "clip": {"shapes": shapes.clip, "paper": paper.clip, "tiny": tiny.clip},
     "prior": {"shapes": shapes.prior, "paper": paper.prior, "tiny": tiny.prior},
     "decoder": {

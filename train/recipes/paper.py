@@ -5,19 +5,16 @@ HARDWARE  TPU slices of 64 chips and more, over 64 of which parameters are split
           v5e:16x16` says what each stage needs there
 """
 
+from unclip_jax.data.config import DataConfig
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.clip import vit_h16
 from unclip_jax.models.prior import paper_prior
 from unclip_jax.models.unet import paper_decoder, paper_upsampler_256, paper_upsampler_1024
 from unclip_jax.parallel.mesh import MeshSpec
-from unclip_jax.stages.settings import StageSettings
+from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
-from unclip_jax.training.stages.clip import CLIPConfig
-from unclip_jax.training.stages.common import DataConfig
-from unclip_jax.training.stages.decoder import DecoderConfig
-from unclip_jax.training.stages.prior import PriorConfig
-from unclip_jax.training.stages.upsampler import UpsamplerConfig
+from unclip_jax.training.stage_configs import CLIPConfig, DecoderConfig, PriorConfig, UpsamplerConfig
 
 
 def _run(name: str, iterations: int) -> RunConfig:
@@ -44,8 +41,8 @@ def prior() -> PriorConfig:
     """The diffusion prior, 1B.
 
     The paper samples it by Analytic-DPM, which needs statistics of the trained network: once packed,
-    `python -m unclip_jax.eval.statistics BUNDLE --data FOLDER` measures them, and `pack OUT --base BUNDLE --sampling
-    prior.sampler=analytic` makes it the default.
+    `python -m train.measure BUNDLE --data FOLDER` measures them, and `python -m train.pack OUT --base BUNDLE
+    --prior.sampler analytic` makes it the default.
     """
     return PriorConfig(
         model=paper_prior(),
@@ -56,7 +53,7 @@ def prior() -> PriorConfig:
             learning_rate=1.1e-4, warmup_steps=10_000, beta2=0.96, eps=1e-6, weight_decay=6e-2, ema_decay=0.9999
         ),
         run=_run("prior", 600_000),
-        sampling=StageSettings(steps=64, guidance_scale=4.0, num_candidates=2),
+        sampling=SamplingSettings(steps=64, guidance_scale=4.0, num_candidates=2),
     )
 
 
@@ -68,7 +65,7 @@ def decoder() -> DecoderConfig:
         data=DataConfig(batch_size=2048),
         optim=OptimConfig(learning_rate=1.2e-4, warmup_steps=10_000, ema_decay=0.9999),
         run=_run("decoder", 800_000),
-        sampling=StageSettings(steps=250, guidance_scale=3.0),
+        sampling=SamplingSettings(steps=250, guidance_scale=3.0),
     )
 
 
@@ -81,7 +78,7 @@ def upsampler_256() -> UpsamplerConfig:
         data=DataConfig(batch_size=1024),
         optim=OptimConfig(learning_rate=1.2e-4, warmup_steps=10_000, ema_decay=0.9999),
         run=_run("upsampler_256", 1_000_000),
-        sampling=StageSettings(steps=27),
+        sampling=SamplingSettings(steps=27),
     )
 
 
@@ -94,5 +91,5 @@ def upsampler_1024() -> UpsamplerConfig:
         data=DataConfig(batch_size=512),
         optim=OptimConfig(learning_rate=1e-4, warmup_steps=10_000, ema_decay=0.9999),
         run=_run("upsampler_1024", 1_000_000),
-        sampling=StageSettings(steps=15),
+        sampling=SamplingSettings(steps=15),
     )

@@ -3,13 +3,13 @@
 COMMAND   python -m train.upsampler photos --data.source PHOTOS --run.steps 500
 """
 
+from unclip_jax.data.config import DataConfig
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.stages.settings import StageSettings
+from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
-from unclip_jax.training.stages.common import DataConfig
-from unclip_jax.training.stages.upsampler import UpsamplerConfig
+from unclip_jax.training.stage_configs import UpsamplerConfig
 
 
 def upsampler() -> UpsamplerConfig:
@@ -20,7 +20,7 @@ def upsampler() -> UpsamplerConfig:
             patch=2,
             channels=48,
             channel_mult=(1, 2, 3),
-            depth=1,
+            num_blocks=1,
             learned_sigma=False,
             groups=16,
             low_res=True,
@@ -30,5 +30,5 @@ def upsampler() -> UpsamplerConfig:
         data=DataConfig(source="photos", batch_size=8, flip=True),
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=100, ema_decay=0.998),
         run=RunConfig(workdir="runs/photos/upsampler", steps=2000, sample_every=500, save_every=500, log_every=20),
-        sampling=StageSettings(steps=27),
+        sampling=SamplingSettings(steps=27),
     )

@@ -21,18 +21,15 @@ The prior never meets a held-out pair in training; guidance holds it to the colo
 import dataclasses
 
 from unclip_jax.data.captioned_shapes import scenes as shapes
+from unclip_jax.data.config import DataConfig
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.stages.settings import StageSettings
+from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
-from unclip_jax.training.stages.clip import CLIPConfig
-from unclip_jax.training.stages.common import DataConfig
-from unclip_jax.training.stages.decoder import DecoderConfig
-from unclip_jax.training.stages.prior import PriorConfig
-from unclip_jax.training.stages.upsampler import UpsamplerConfig
+from unclip_jax.training.stage_configs import CLIPConfig, DecoderConfig, PriorConfig, UpsamplerConfig
 
 CONTEXT = 28
 EMBED_DIM = 128
@@ -56,8 +53,8 @@ def clip() -> CLIPConfig:
     return CLIPConfig(
         model=CLIPSpec(
             embed_dim=EMBED_DIM,
-            vision=VisionSpec(image_size=32, patch_size=4, width=96, depth=4, heads=4),
-            text=TextSpec(vocab_size=512, context=CONTEXT, width=128, depth=2, heads=4, eos_id=1),
+            vision=VisionSpec(image_size=32, patch_size=4, width=96, num_layers=4, num_heads=4),
+            text=TextSpec(vocab_size=512, context=CONTEXT, width=128, num_layers=2, num_heads=4, eos_id=1),
         ),
         data=DataConfig(batch_size=256),
         optim=TRANSFORMER,
@@ -74,8 +71,8 @@ def prior() -> PriorConfig:
             context=CONTEXT,
             text_width=128,
             width=128,
-            depth=4,
-            heads=4,
+            num_layers=4,
+            num_heads=4,
             z_t_scale=EMBED_DIM**0.5,
         ),
         process=ProcessSpec(schedule="cosine", prediction="x0", variance="small"),
@@ -83,7 +80,7 @@ def prior() -> PriorConfig:
         clip="runs/shapes/clip",
         optim=TRANSFORMER,
         run=RunConfig(workdir="runs/shapes/prior", steps=1500, sample_every=500, save_every=250, log_every=50),
-        sampling=StageSettings(steps=16, guidance_scale=1.5, num_candidates=8),
+        sampling=SamplingSettings(steps=16, guidance_scale=1.5, num_candidates=8),
     )
 
 
@@ -95,33 +92,33 @@ def decoder() -> DecoderConfig:
             patch=2,
             channels=48,
             channel_mult=(1, 2, 3),
-            depth=1,
+            num_blocks=1,
             learned_sigma=True,
-            attention_at=(8, 4),
+            attention_resolutions=(8, 4),
             head_channels=24,
             groups=16,
             embed_dim=EMBED_DIM,
             z_i_scale=EMBED_DIM**0.5,
             context_width=128,
-            text=TextSpec(vocab_size=512, context=CONTEXT, width=128, depth=2, heads=4, eos_id=1),
+            text=TextSpec(vocab_size=512, context=CONTEXT, width=128, num_layers=2, num_heads=4, eos_id=1),
         ),
         process=ProcessSpec(schedule="linear", prediction="v", variance="learned_range"),
         data=DataConfig(batch_size=32),
         clip="runs/shapes/clip",
-        drop_image=0.2,
+        drop_z_i=0.2,
         drop_caption=0.3,
         optim=dataclasses.replace(U_NET, learning_rate=5e-3, warmup_steps=200, ema_decay=0.998),
         run=RunConfig(workdir="runs/shapes/decoder", steps=6000, sample_every=1000, save_every=500, log_every=50),
-        sampling=StageSettings(steps=32, guidance_scale=1.5),
+        sampling=SamplingSettings(steps=32, guidance_scale=1.5),
     )
 
 
 def decoder_inpaint() -> DecoderConfig:
-    """The shipped decoder made to inpaint as well: 2000 steps more, in which half of the images have a hole."""
+    """The shipped decoder made to inpaint as well: 2000 steps more, in which half of the images are masked."""
     config = decoder()
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, inpaints=True),
+        model=dataclasses.replace(config.model, inpainting=True),
         clip="demo",
         start_from="demo",
         optim=dataclasses.replace(config.optim, learning_rate=2e-3, warmup_steps=100),
@@ -139,18 +136,18 @@ def _upsampler(image_size: int, workdir: str) -> UpsamplerConfig:
             patch=2,
             channels=32,
             channel_mult=(1, 2, 2),
-            depth=1,
+            num_blocks=1,
             learned_sigma=False,
             groups=16,
             low_res=True,
-            inpaints=True,
+            inpainting=True,
         ),
         process=ProcessSpec(schedule="cosine", prediction="v", variance="small"),
         low_res=LowRes(scale=2, degradation="bsr", strength=0.5),
         data=DataConfig(batch_size=32),
         optim=U_NET,
         run=RunConfig(workdir=workdir, steps=5000, sample_every=1000, save_every=500, log_every=50),
-        sampling=StageSettings(steps=12),
+        sampling=SamplingSettings(steps=12),
     )
 
 

@@ -3,20 +3,17 @@
 COMMAND   python -m train.clip tiny && python -m train.prior tiny && python -m train.decoder tiny
 """
 
+from unclip_jax.data.config import DataConfig
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.stages.settings import StageSettings
+from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.training.config import OptimConfig, RunConfig
-from unclip_jax.training.stages.clip import CLIPConfig
-from unclip_jax.training.stages.common import DataConfig
-from unclip_jax.training.stages.decoder import DecoderConfig
-from unclip_jax.training.stages.prior import PriorConfig
-from unclip_jax.training.stages.upsampler import UpsamplerConfig
+from unclip_jax.training.stage_configs import CLIPConfig, DecoderConfig, PriorConfig, UpsamplerConfig
 
-TEXT = TextSpec(vocab_size=320, context=48, width=16, depth=1, heads=2, eos_id=1)
+TEXT = TextSpec(vocab_size=320, context=48, width=16, num_layers=1, num_heads=2, eos_id=1)
 DATA = DataConfig(batch_size=8, num_train=64, resolution=32)
 OPTIM = OptimConfig(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9)
 
@@ -27,37 +24,39 @@ def _run(name: str) -> RunConfig:
 
 def clip() -> CLIPConfig:
     """Two towers of one block."""
-    vision = VisionSpec(image_size=16, patch_size=8, width=16, depth=1, heads=2)
+    vision = VisionSpec(image_size=16, patch_size=8, width=16, num_layers=1, num_heads=2)
     return CLIPConfig(model=CLIPSpec(embed_dim=16, vision=vision, text=TEXT), data=DATA, optim=OPTIM, run=_run("clip"))
 
 
 def prior() -> PriorConfig:
     """One block."""
     return PriorConfig(
-        model=PriorSpec(embed_dim=16, context=48, text_width=16, width=16, depth=1, heads=2, z_t_scale=4.0),
+        model=PriorSpec(embed_dim=16, context=48, text_width=16, width=16, num_layers=1, num_heads=2, z_t_scale=4.0),
         process=ProcessSpec(num_steps=100, prediction="x0"),
         data=DATA,
         clip="runs/tiny/clip",
         optim=OPTIM,
         run=_run("prior"),
-        sampling=StageSettings(steps=3),
+        sampling=SamplingSettings(steps=3),
     )
 
 
 def _unet(**fields) -> UNetSpec:
-    return UNetSpec(channels=8, channel_mult=(1, 2), depth=1, groups=4, head_channels=8, **fields)
+    return UNetSpec(channels=8, channel_mult=(1, 2), num_blocks=1, groups=4, head_channels=8, **fields)
 
 
 def decoder() -> DecoderConfig:
     """8 px."""
     return DecoderConfig(
-        model=_unet(image_size=8, learned_sigma=True, attention_at=(4,), embed_dim=16, context_width=16, text=TEXT),
+        model=_unet(
+            image_size=8, learned_sigma=True, attention_resolutions=(4,), embed_dim=16, context_width=16, text=TEXT
+        ),
         process=ProcessSpec(num_steps=100, variance="learned_range"),
         data=DATA,
         clip="runs/tiny/clip",
         optim=OPTIM,
         run=_run("decoder"),
-        sampling=StageSettings(steps=3, guidance_scale=2.0),
+        sampling=SamplingSettings(steps=3, guidance_scale=2.0),
     )
 
 
@@ -71,5 +70,5 @@ def upsampler() -> UpsamplerConfig:
         data=DATA,
         optim=OPTIM,
         run=_run("upsampler"),
-        sampling=StageSettings(steps=3),
+        sampling=SamplingSettings(steps=3),
     )

@@ -1,34 +1,46 @@
-"""Whether the parts of a bundle fit each other, and whether weights fit their spec."""
+"""Checks that the parts of a system fit each other, and weights their spec."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from unclip_jax.bundle.parts import Bundle, Part
 from unclip_jax.core.errors import UserError
-from unclip_jax.models.clip import CLIPSpec, TextSpec
-from unclip_jax.models.prior import PriorSpec
-from unclip_jax.models.unet import UNetSpec
+from unclip_jax.stages.diffusion import DiffusionStage
+from unclip_jax.systems.system import System
 
 Shape = tuple[int, ...]
 
 
-def check_fit(bundle: Bundle) -> None:
-    """Refuses parts that were not made for each other; the specs tell, so weights need not be loaded.
+def check_fit(system: System) -> None:
+    """Refuse parts that were not made for each other, by their specs, so that weights need not be loaded.
 
     Raises:
         UserError: naming the two things that disagree.
     """
-    _check_kinds(bundle)
-    _check_identity(bundle)
-    _check_widths(bundle)
-    _check_tokenizer(bundle)
-    _check_processes(bundle)
-    _check_sizes(bundle)
-    _check_sampling(bundle)
+    for name in system.networks:
+        if not name.isidentifier():
+            raise UserError(f"a part is called {name!r}; use letters, digits and underscores")
+    if len(system.networks) < len(system.encoders) + len(system.stages):
+        raise UserError("an encoder and a stage have one name; give them two")
+    if len(set(system.streams.values())) < len(system.streams):
+        raise UserError("two stages draw from one stream of noise; give each its own")
+    _check_identity(system)
+    _check_sizes(system)
+    _check_tokenizer(system)
+    for name, stage in system.stages.items():
+        try:
+            stage.check()
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    _check_order(system)
+    for name, settings in system.sampling.items():
+        if name not in system.stages:
+            raise UserError(f"there are sampling settings for {name}, which is not sampled; take them out")
+        stage = system.stages[name]
+        if isinstance(stage, DiffusionStage):
+            settings.check(f"sampling of {name}", stage.process)
 
 
 def check_tensors(where: str, found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> None:
-    """Refuses tensors that are missing, unexpected or misshapen.
+    """Refuse tensors that are missing, unexpected or misshapen.
 
     Args:
         where: the file, for the message.
@@ -50,18 +62,8 @@ def check_tensors(where: str, found: Mapping[str, Shape], wanted: Mapping[str, S
         raise UserError(f"{where}: {problems[0]}{more}; the weights are not those of the spec")
 
 
-def _check_kinds(bundle: Bundle) -> None:
-    for name, part in bundle.parts.items():
-        expected = name.rpartition("_")[0] if part.kind == "upsampler" else name
-        if expected != part.kind:
-            raise UserError(f"part {name} is of kind {part.kind}; give it the name of its kind")
-    names = [name for name, part in bundle.parts.items() if part.kind == "upsampler"]
-    if sorted(names) != [f"upsampler_{index}" for index in range(len(names))]:
-        raise UserError(f"upsamplers are called {', '.join(names)}; number them from upsampler_0 on")
-
-
-def _check_identity(bundle: Bundle) -> None:
-    known = [(name, part.clip_identity) for name, part in bundle.parts.items() if part.clip_identity]
+def _check_identity(system: System) -> None:
+    known = list(system.identities.items())
     for name, identity in known[1:]:
         first_name, first = known[0]
         if identity != first:
@@ -71,88 +73,52 @@ def _check_identity(bundle: Bundle) -> None:
             )
 
 
-def _check_widths(bundle: Bundle) -> None:
-    clip, prior, decoder = (_spec(bundle, name) for name in ("clip", "prior", "decoder"))
-    if isinstance(prior, PriorSpec) and prior.text is not None:
-        _all_equal({"prior's context": prior.context, "prior's text.context": prior.text.context})
-    embed_dims: dict[str, int] = {}
-    if isinstance(clip, CLIPSpec):
-        embed_dims["clip's embed_dim"] = clip.embed_dim
-    if isinstance(prior, PriorSpec):
-        embed_dims["prior's embed_dim"] = prior.embed_dim
-    if bundle.stats is not None:
-        embed_dims["the statistics' length"] = bundle.stats.mean.shape[0]
-    if isinstance(decoder, UNetSpec) and decoder.embed_dim is not None:
-        embed_dims["decoder's embed_dim"] = decoder.embed_dim
-    _all_equal(embed_dims)
-    if isinstance(clip, CLIPSpec):
-        if isinstance(prior, PriorSpec) and prior.text is None:
-            _all_equal({"clip's text.width": clip.text_tower.width, "prior's text_width": prior.text_width})
-            _all_equal({"clip's text.context": clip.text_tower.context, "prior's context": prior.context})
-        if isinstance(decoder, UNetSpec) and decoder.text_width is not None:
-            _all_equal({"clip's text.width": clip.text_tower.width, "decoder's text_width": decoder.text_width})
+def _check_sizes(system: System) -> None:
+    """Refuse networks whose common sizes differ."""
+    first: dict[str, tuple[str, int]] = {}
+    for name, network in system.networks.items():
+        for size, value in network.shared_sizes().items():
+            other, known = first.setdefault(size, (name, value))
+            if value != known:
+                raise _disagreement(f"{other}'s {size}", known, f"{name}'s {size}", value)
+    if system.stats is not None and "embed_dim" in first:
+        name, embed_dim = first["embed_dim"]
+        if system.stats.mean.shape[0] != embed_dim:
+            raise _disagreement(f"{name}'s embed_dim", embed_dim, "the statistics' length", system.stats.mean.shape[0])
 
 
-def _check_tokenizer(bundle: Bundle) -> None:
-    for name, part in bundle.parts.items():
-        text = part.spec.text
-        if not isinstance(text, TextSpec):
+def _check_tokenizer(system: System) -> None:
+    for name, network in system.networks.items():
+        sizes = network.shared_sizes()
+        if "vocab_size" not in sizes:
             continue
-        if bundle.tokenizer is None:
+        theirs = system.tokenizer
+        if theirs is None:
             raise UserError(f"{name} reads captions but there is no tokenizer; add the one it learned with")
-        theirs = bundle.tokenizer
-        _all_equal({f"{name}'s vocab_size": text.vocab_size, "the tokenizer's": theirs.vocab_size})
-        _all_equal({f"{name}'s eos_id": text.eos_id, "the tokenizer's": theirs.eos_id})
+        for size, value in (("vocab_size", theirs.vocab_size), ("eos_id", theirs.eos_id)):
+            if sizes[size] != value:
+                raise _disagreement(f"{name}'s {size}", sizes[size], "the tokenizer's", value)
 
 
-def _check_processes(bundle: Bundle) -> None:
-    for name, part in bundle.parts.items():
-        if part.kind == "clip":
-            continue
-        if part.process is None:
-            raise UserError(f"{name} has no process; say which diffusion it was trained to reverse")
-        learned = isinstance(part.spec, UNetSpec) and part.spec.learned_sigma
-        if learned != (part.process.variance == "learned_range"):
-            raise UserError(
-                f"{name}'s learned_sigma is {learned} but its process has variance "
-                f"{part.process.variance!r}; learned_sigma goes with 'learned_range' and only with it"
-            )
+def _check_order(system: System) -> None:
+    """Refuse a stage whose array is made after it. An array that no stage makes is an input, unless stages before make
+    arrays of that kind in other sizes: then the stage was meant to start from one of them. So it was where it starts
+    from an earlier one and nothing starts from the last.
+    """
+    made: list[str] = []
+    writers = {stage.writes: name for name, stage in system.stages.items()}
+    if len(writers) < len(system.stages):
+        raise UserError(f"of the stages {', '.join(system.stages)} two make the same array; leave one of them out")
+    read = {array for stage in system.stages.values() for array in stage.reads}
+    for name, stage in system.stages.items():
+        for array in stage.reads:
+            alike = [other for other in made if other.partition("_")[0] == array.partition("_")[0]]
+            passed_over = array in alike[:-1] and alike[-1] not in read
+            if passed_over or (array not in made and (array in writers or alike)):
+                before = f"{writers[alike[-1]]} makes {alike[-1]}" if alike else f"{writers[array]} makes that later"
+                raise UserError(f"{before} but {name} starts from {array}; pack stages whose sizes meet")
+        made.append(stage.writes)
 
 
-def _check_sizes(bundle: Bundle) -> None:
-    decoder = _spec(bundle, "decoder")
-    if isinstance(decoder, UNetSpec) and decoder.low_res:
-        raise UserError("decoder wants a low-resolution image; only upsamplers have one")
-    previous_name = "decoder"
-    size = decoder.image_size if isinstance(decoder, UNetSpec) else None
-    for index, part in enumerate(bundle.upsamplers):
-        name = f"upsampler_{index}"
-        if not (isinstance(part.spec, UNetSpec) and part.spec.low_res and part.low_res_size):
-            raise UserError(f"{name} takes no low-resolution image; set low_res and low_res_size")
-        if size is not None and part.low_res_size != size:
-            raise UserError(
-                f"{previous_name} makes {size} px but {name} starts from {part.low_res_size} px; "
-                "pack stages whose sizes meet"
-            )
-        if part.spec.image_size % part.low_res_size:
-            raise UserError(f"{name} goes from {part.low_res_size} to {part.spec.image_size} px; use a whole factor")
-        previous_name, size = name, part.spec.image_size
-
-
-def _check_sampling(bundle: Bundle) -> None:
-    for name, settings in bundle.sampling.items():
-        process = bundle.part(name).process
-        if process is None:
-            raise UserError(f"there are sampling settings for {name}, which is not sampled; take them out")
-        settings.check(f"sampling of {name}", process)
-
-
-def _spec(bundle: Bundle, name: str) -> Any:
-    part: Part | None = bundle.parts.get(name)
-    return None if part is None else part.spec
-
-
-def _all_equal(values: dict[str, int]) -> None:
-    if len(set(values.values())) > 1:
-        disagreement = " but ".join(f"{name} is {value}" for name, value in values.items())
-        raise UserError(f"{disagreement}; use parts made for each other")
+def _disagreement(name: str, value: int, other: str, theirs: int) -> UserError:
+    return UserError(f"{name} is {value} but {other} is {theirs}; use parts made for each other")

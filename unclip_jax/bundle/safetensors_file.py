@@ -21,7 +21,7 @@ _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def open_safetensors(path: Path, owner: str) -> Any:
-    """The library's reader; UserError if the file of that `owner` ("the bundle") is missing or damaged."""
+    """Open the library's reader; UserError if the file of that `owner` ("the bundle") is missing or damaged."""
     try:
         return safe_open(path, framework="np")
     except FileNotFoundError as error:
@@ -31,13 +31,13 @@ def open_safetensors(path: Path, owner: str) -> Any:
 
 
 def shapes_in(file: Any) -> dict[str, tuple[int, ...]]:
-    """Shape by name, of an open file."""
+    """Return the shape of each tensor of an open file, by name."""
     return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor on its way to disk: `value` is whatever `np.asarray` takes, and is asked for its numbers once.
+    """A tensor on its way to disk: `value` is whatever `np.asarray` takes, and is read once.
 
     `name` is what errors call it.
     """
@@ -47,7 +47,7 @@ class Stored:
     name: str = "a tensor"
 
     def numbers(self) -> np.ndarray:
-        """The array in its stored dtype; UserError where a number is not finite, or too large for it."""
+        """Return the array in its stored dtype; UserError where a number is not finite, or too large for it."""
         value = np.asarray(self.value)
         with np.errstate(over="ignore"):
             stored = value.astype(self.dtype, order="C", copy=False)
@@ -59,7 +59,7 @@ class Stored:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Stored], framework: str = "np") -> None:
-    """Writes the file; whoever calls makes sure that half a file does not stay behind.
+    """Write the file; removing a partial one is left to the caller.
 
     `framework` is what the header says of who reads it; transformers insists on "pt".
     """

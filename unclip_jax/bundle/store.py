@@ -5,28 +5,31 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.bundle.basis import Basis
+from unclip_jax.bundle import format_1
 from unclip_jax.bundle.check import check_fit, check_tensors
-from unclip_jax.bundle.parts import SPECS, Bundle, Kind, Part, flatten, identity, unflatten
+from unclip_jax.bundle.config import FORMAT, BundleConfig, EncoderConfig, StageConfig
 from unclip_jax.bundle.safetensors_file import Stored, open_safetensors, shapes_in, write_safetensors
-from unclip_jax.core.config import from_json, suggest, to_json
+from unclip_jax.core.config import suggest
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.files import replacing
-from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.core.files import atomic_write
+from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.samplers import X0Variance
-from unclip_jax.models.clip import CLIPSpec
-from unclip_jax.models.prior import EmbeddingStats, PriorSpec
-from unclip_jax.stages.settings import StageSettings
+from unclip_jax.models.base import Network
+from unclip_jax.models.parameters import flatten, identity, unflatten
+from unclip_jax.stages.diffusion import DiffusionStage
+from unclip_jax.stages.encoders import Encoder
+from unclip_jax.stages.spaces import EmbeddingStats
+from unclip_jax.systems.basis import Basis
+from unclip_jax.systems.system import System
 from unclip_jax.text.tokenizer import Tokenizer
 
-FORMAT = 1
 SHIPPED = Path(__file__).parent.parent / "assets"
 CONFIG, TOKENIZER, BASIS = "config.json", "tokenizer", "basis.safetensors"
 STATS = "stats/"
@@ -34,38 +37,11 @@ STATS = "stats/"
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PartConfig:
-    """A `Part` in config.json; `spec` is read once `kind` is known."""
-
-    kind: Kind
-    spec: dict[str, Any]
-    process: ProcessSpec | None = None
-    clip_identity: str | None = None
-    low_res_size: int | None = None
-    x0_variance: X0Variance | None = None
-    experts: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BundleConfig:
-    """config.json. `files` holds the sha256 of every other file of the folder, by its path."""
-
-    format: int
-    name: str
-    license: str
-    description: str
-    parts: dict[str, PartConfig]
-    sampling: dict[str, StageSettings]
-    tokenizer_identity: str | None
-    files: dict[str, str]
-
-
-def save(bundle: Bundle, folder: str | Path, *, dtype: StoredDtype = "float32", overwrite: bool = False) -> str:
-    """Writes a bundle; the folder appears whole or not at all.
+def save(system: System, folder: str | Path, *, dtype: StoredDtype = "float32", overwrite: bool = False) -> str:
+    """Write a bundle; the folder appears whole or not at all.
 
     Args:
-        bundle: what to write. A CLIP without an identity gets that of its weights.
+        system: what to write. An encoder without an identity gets that of its weights.
         folder: where to.
         dtype: what weights are stored as; the statistics of z_i stay float32.
         overwrite: replace a bundle that is already there.
@@ -83,35 +59,28 @@ def save(bundle: Bundle, folder: str | Path, *, dtype: StoredDtype = "float32", 
         raise UserError(f"{folder} already exists; choose another folder, or overwrite it")
     if overwrite and folder.exists() and not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a bundle, so it is not overwritten; choose another folder")
-    bundle = _with_identity(bundle)
-    check_fit(bundle)
-    if "prior" in bundle.parts and bundle.stats is None:
-        raise UserError("the prior comes without statistics of z_i; give those of its training data")
-    with replacing(folder) as draft:
+    unnamed = {
+        name: identity(encoder.params) for name, encoder in system.encoders.items() if name not in system.identities
+    }
+    system = dataclasses.replace(system, identities=unnamed | system.identities)
+    check_fit(system)
+    with atomic_write(folder) as draft:
         draft.mkdir()
-        if bundle.tokenizer is not None:
-            bundle.tokenizer.save(draft / TOKENIZER)
-        for name, part in bundle.parts.items():
-            tensors = _stored(name, part, dtype)
-            if part.kind == "prior":
-                stats = cast(EmbeddingStats, bundle.stats)
-                for key, value in (("mean", stats.mean), ("std", stats.std)):
+        if system.tokenizer is not None:
+            system.tokenizer.save(draft / TOKENIZER)
+        params = {name: encoder.params for name, encoder in system.encoders.items()} | system.params
+        for name, network in system.networks.items():
+            tensors = _stored(name, network, params[name], dtype)
+            if name in system.stages and system.stages[name].needs_stats:
+                if system.stats is None:
+                    raise UserError(f"the {name} comes without statistics of z_i; give those of its training data")
+                for key, value in vars(system.stats).items():
                     tensors[f"{STATS}{key}"] = Stored(np.dtype(np.float32), value)
             write_safetensors(draft / f"{name}.safetensors", tensors)
-        if bundle.basis is not None and "clip" in bundle.parts:
-            _write_basis(draft / BASIS, bundle.basis)
+        if system.basis is not None and "clip" in system.encoders:
+            _write_basis(draft / BASIS, system.basis)
         paths = sorted(path for path in draft.rglob("*") if path.is_file())
-        config = BundleConfig(
-            format=FORMAT,
-            name=bundle.name,
-            license=bundle.license,
-            description=bundle.description,
-            parts={name: _part_config(part) for name, part in bundle.parts.items()},
-            sampling=bundle.sampling,
-            tokenizer_identity=None if bundle.tokenizer is None else bundle.tokenizer.identity,
-            files={path.relative_to(draft).as_posix(): _sha256(path) for path in paths},
-        )
-        _write_config(draft, config)
+        _write_config(draft, _config(system, {path.relative_to(draft).as_posix(): _sha256(path) for path in paths}))
         return _sha256(draft / CONFIG)
 
 
@@ -121,14 +90,14 @@ def load(
     parts: Collection[str] | None = None,
     dtype: Any = jnp.float32,
     weights: bool = True,
-) -> Bundle:
-    """Reads a bundle, weights straight from the mapped files into arrays on the default device.
+) -> System:
+    """Read a bundle, weights straight from the mapped files into arrays on the default device.
 
     Args:
         name_or_folder: a folder, or the name of a bundle that ships with the package, such as "demo".
-        parts: the parts to read, "clip" or "upsampler_0"; all by default.
+        parts: the encoders and stages whose weights are read, "clip" or "upsampler_0"; all by default.
         dtype: what the weights become. The statistics of z_i are float32 always.
-        weights: False checks the files as always but leaves every part's `params` empty.
+        weights: False checks the files as always but reads no weights.
 
     Raises:
         UserError: if there is no such bundle or part, if a file is missing or damaged, if its tensors are not
@@ -136,72 +105,104 @@ def load(
     """
     folder = find(name_or_folder)
     config = _read_config(folder)
+    names = [*config.encoders, *config.stages]
     for name in parts or ():
-        if name not in config.parts:
-            raise UserError(f"bundle {config.name} has no part {name}; {suggest(name, list(config.parts))}")
+        if name not in names:
+            raise UserError(f"bundle {config.name} has no part {name}; {suggest(name, names)}")
     tokenizer = None
     if config.tokenizer_identity is not None:
         tokenizer = Tokenizer.from_file(folder / TOKENIZER)
         if tokenizer.identity != config.tokenizer_identity:
             raise UserError(f"{folder / TOKENIZER} is not the tokenizer of {CONFIG}; copy the bundle again")
-    bundle = Bundle(
-        name=config.name,
-        license=config.license,
-        description=config.description,
-        parts={name: _part(part, f"{folder / CONFIG}: parts.{name}") for name, part in config.parts.items()},
-        sampling=config.sampling,
-        tokenizer=tokenizer,
-        hash=_sha256(folder / CONFIG),
-    )
-    check_fit(bundle)
-    wanted, stats, basis = {}, None, None
-    for name, part in bundle.parts.items():
+    system = _system(config, tokenizer, _sha256(folder / CONFIG))
+    check_fit(system)
+    params, stats, basis = {}, None, None
+    for name, network in system.networks.items():
         if parts is not None and name not in parts:
             continue
         path = folder / f"{name}.safetensors"
-        wanted[name] = _read_part(part, path, dtype, weights)
-        if name == "prior":
-            stats = _read_stats(path, part)
+        params[name] = _read_params(network, path, dtype, weights)
+        if name in system.stages and system.stages[name].needs_stats:
+            stats = _read_stats(path, network)
         if name == "clip" and BASIS in config.files:
-            basis = _read_basis(folder / BASIS, cast(CLIPSpec, part.spec))
-    return dataclasses.replace(bundle, parts=wanted, stats=stats, basis=basis)
+            basis = _read_basis(folder / BASIS, network)
+    encoders = {
+        name: Encoder(network=each.network, params=params.get(name, {})) for name, each in system.encoders.items()
+    }
+    own = {name: params[name] for name in system.stages if name in params and weights}
+    return dataclasses.replace(system, encoders=encoders, params=own, stats=stats, basis=basis)
+
+
+def _system(config: BundleConfig, tokenizer: Tokenizer | None, own_hash: str) -> System:
+    """Return the description of a bundle, without weights."""
+    named = [*config.encoders.items(), *config.stages.items()]
+    return System(
+        name=config.name,
+        license=config.license,
+        description=config.description,
+        encoders={name: Encoder(network=each.network, params={}) for name, each in config.encoders.items()},
+        stages={name: each.stage for name, each in config.stages.items()},
+        streams={name: each.stream for name, each in config.stages.items()},
+        identities={name: each.identity for name, each in named if each.identity is not None},
+        sampling=config.sampling,
+        tokenizer=tokenizer,
+        hash=own_hash,
+    )
+
+
+def _config(system: System, files: Mapping[str, str]) -> BundleConfig:
+    def stage(name: str) -> StageConfig:
+        return StageConfig(stage=system.stages[name], stream=system.streams[name], identity=system.identities.get(name))
+
+    return BundleConfig(
+        name=system.name,
+        license=system.license,
+        description=system.description,
+        encoders={
+            name: EncoderConfig(network=encoder.network, identity=system.identities.get(name))
+            for name, encoder in system.encoders.items()
+        },
+        stages={name: stage(name) for name in system.stages},
+        sampling=system.sampling,
+        tokenizer_identity=None if system.tokenizer is None else system.tokenizer.identity,
+        files=dict(files),
+    )
 
 
 def add_statistics(folder: Path, basis: Basis, x0_variance: dict[str, X0Variance]) -> str:
-    """Writes statistics into a bundle's folder, which is replaced whole; its weights stay as they are.
+    """Write statistics into a bundle's folder, which is replaced whole; its weights stay as they are.
 
     Args:
         basis: of z_i.
-        x0_variance: by part.
+        x0_variance: by stage.
 
     Returns:
         The bundle's new hash.
 
     Raises:
-        UserError: if there is no such part.
+        UserError: if there is no such stage.
     """
     config = _read_config(folder)
-    for name in x0_variance:
-        if name not in config.parts:
-            raise UserError(f"bundle {config.name} has no part {name}; {suggest(name, list(config.parts))}")
-    parts = {
-        name: dataclasses.replace(part, x0_variance=x0_variance.get(name, part.x0_variance))
-        for name, part in config.parts.items()
-    }
-    with replacing(folder) as draft:
+    stages = dict(config.stages)
+    for name, variance in x0_variance.items():
+        own = config.stages.get(name)
+        if own is None or not isinstance(own.stage, DiffusionStage):
+            raise UserError(f"bundle {config.name} has no stage {name}; {suggest(name, list(config.stages))}")
+        stages[name] = dataclasses.replace(own, stage=dataclasses.replace(own.stage, x0_variance=variance))
+    with atomic_write(folder) as draft:
         shutil.copytree(folder, draft)
         _write_basis(draft / BASIS, basis)
         files = config.files | {BASIS: _sha256(draft / BASIS)}
-        _write_config(draft, dataclasses.replace(config, parts=parts, files=files))
+        _write_config(draft, dataclasses.replace(config, stages=stages, files=files))
         return _sha256(draft / CONFIG)
 
 
 def _write_config(folder: Path, config: BundleConfig) -> None:
-    (folder / CONFIG).write_text(json.dumps(to_json(config), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (folder / CONFIG).write_text(json.dumps(config.write(), indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def find(name_or_folder: str | Path) -> Path:
-    """The folder of a bundle. A shipped name wins over a folder of that name, which is ./name then.
+    """Return the folder of a bundle. A shipped name wins over a folder of that name, which is ./name then.
 
     Raises:
         UserError: if there is no such bundle, with the names of the shipped ones.
@@ -219,7 +220,7 @@ def find(name_or_folder: str | Path) -> Path:
 
 
 def verify_files(folder: Path) -> None:
-    """Compares every file with its checksum, which reads them all.
+    """Compare every file with its checksum, which reads them all.
 
     Raises:
         UserError: naming the first file that is missing or altered.
@@ -237,55 +238,25 @@ def _read_config(folder: Path) -> BundleConfig:
         data = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}; copy the bundle again") from error
-    if isinstance(data, dict) and data.get("format") != FORMAT:
-        found = data.get("format")
-        raise UserError(f"{path} has format {found!r}, this version reads {FORMAT}; upgrade unclip_jax")
-    return from_json(BundleConfig, data, str(path))
+    found = data.get("format") if isinstance(data, dict) else None
+    if found == 1:
+        return format_1.read(data, str(path))
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found!r}, this version reads 1 and {FORMAT}; upgrade unclip_jax")
+    return BundleConfig.read(data, str(path))
 
 
-def _part(config: PartConfig, path: str) -> Part:
-    return Part(
-        kind=config.kind,
-        spec=from_json(SPECS[config.kind], config.spec, f"{path}.spec"),
-        process=config.process,
-        clip_identity=config.clip_identity,
-        low_res_size=config.low_res_size,
-        x0_variance=config.x0_variance,
-        experts=config.experts,
-    )
-
-
-def _part_config(part: Part) -> PartConfig:
-    return PartConfig(
-        kind=part.kind,
-        spec=to_json(part.spec),
-        process=part.process,
-        clip_identity=part.clip_identity,
-        low_res_size=part.low_res_size,
-        x0_variance=part.x0_variance,
-        experts=part.experts,
-    )
-
-
-def _with_identity(bundle: Bundle) -> Bundle:
-    clip = bundle.parts.get("clip")
-    if clip is None or clip.clip_identity is not None:
-        return bundle
-    named = dataclasses.replace(clip, clip_identity=identity(clip.params))
-    return dataclasses.replace(bundle, parts=bundle.parts | {"clip": named})
-
-
-def _stored(name: str, part: Part, dtype: StoredDtype) -> dict[str, Stored]:
-    """A part's weights by name, as they go to disk."""
-    source = flatten(part.params)
-    check_tensors(name, {key: tuple(value.shape) for key, value in source.items()}, _shapes(part))
+def _stored(name: str, network: Network, params: Params, dtype: StoredDtype) -> dict[str, Stored]:
+    """Return a network's weights by name, as they go to disk."""
+    source = flatten(params)
+    check_tensors(name, {key: tuple(value.shape) for key, value in source.items()}, _shapes(network))
     return {key: Stored(jnp.dtype(dtype), value, f"{name}: tensor {key}") for key, value in source.items()}
 
 
-def _read_stats(path: Path, prior: Part) -> EmbeddingStats:
+def _read_stats(path: Path, network: Network) -> EmbeddingStats:
     with open_safetensors(path, "the bundle") as file:
         found = {name: shape for name, shape in shapes_in(file).items() if name.startswith(STATS)}
-        shape = (cast(PriorSpec, prior.spec).embed_dim,)
+        shape = (network.shared_sizes()["embed_dim"],)
         check_tensors(str(path), found, {f"{STATS}mean": shape, f"{STATS}std": shape})
         mean, std = (jnp.asarray(file.get_tensor(f"{STATS}{name}")) for name in ("mean", "std"))
     return EmbeddingStats(mean=mean, std=std)
@@ -295,28 +266,27 @@ def _write_basis(path: Path, basis: Basis) -> None:
     write_safetensors(path, {name: Stored(np.dtype(np.float32), value) for name, value in vars(basis).items()})
 
 
-def _read_basis(path: Path, clip: CLIPSpec) -> Basis:
+def _read_basis(path: Path, network: Network) -> Basis:
     with open_safetensors(path, "the bundle") as file:
         found = shapes_in(file)
-        count, width = found.get("components", (0,))[0], clip.embed_dim
+        count, width = found.get("components", (0,))[0], network.shared_sizes()["embed_dim"]
         check_tensors(str(path), found, {"mean": (width,), "components": (count, width), "variance": (count,)})
         return Basis(**{name: jnp.asarray(file.get_tensor(name)) for name in found})
 
 
-def _read_part(part: Part, path: Path, dtype: Any, weights: bool) -> Part:
+def _read_params(network: Network, path: Path, dtype: Any, weights: bool) -> Params:
     with open_safetensors(path, "the bundle") as file:
         found = {name: shape for name, shape in shapes_in(file).items() if not name.startswith(STATS)}
-        check_tensors(str(path), found, _shapes(part))
+        check_tensors(str(path), found, _shapes(network))
         if not weights:
-            return part
+            return {}
         # Converted on the host: on the device every shape would be one more program to compile.
         convert = functools.partial(np.ndarray.astype, dtype=jnp.dtype(dtype), copy=False)
-        tensors = {name: jnp.asarray(convert(file.get_tensor(name))) for name in found}
-    return dataclasses.replace(part, params=unflatten(tensors))
+        return unflatten({name: jnp.asarray(convert(file.get_tensor(name))) for name in found})
 
 
-def _shapes(part: Part) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in flatten(part.abstract_params()).items()}
+def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in flatten(network.abstract_params()).items()}
 
 
 def _sha256(path: Path) -> str:

@@ -16,7 +16,6 @@ from typing import Annotated
 import tyro
 
 from unclip_jax.bundle import store
-from unclip_jax.bundle.parts import Bundle
 from unclip_jax.convert import export, karlo
 from unclip_jax.convert.hf_clip import import_clip
 from unclip_jax.convert.kandinsky_prior import import_kandinsky_prior
@@ -25,20 +24,21 @@ from unclip_jax.convert.mapping import Account
 from unclip_jax.convert.open_clip import import_open_clip
 from unclip_jax.core import command_line
 from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.systems.system import System
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Import:
-    """What every import is told."""
+    """Options of every import."""
 
     source: tyro.conf.Positional[Path]
     """The PyTorch model, as it was downloaded."""
     out: tyro.conf.Positional[Path]
     """Folder of the bundle to make."""
     dtype: store.StoredDtype = "float32"
-    """What the weights are stored as."""
+    """The type in which weights are stored."""
     name: str | None = None
-    """What to call the bundle; the folder's name by default."""
+    """The bundle's name; the folder's by default."""
     overwrite: bool = False
     """Replace a bundle that is already there."""
 
@@ -94,7 +94,7 @@ class OpenClip(Import):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """What every export is told."""
+    """Options of every export."""
 
     bundle: tyro.conf.Positional[str]
     """A bundle's folder, or the name of a shipped one."""
@@ -124,8 +124,8 @@ Command = (
 
 
 def main() -> None:
-    """Parses the command line and runs the command."""
-    command = command_line.parse(Command, prog="python -m unclip_jax.convert", description=__doc__)
+    """Parse the command line and run the command."""
+    command = command_line.parse(Command, description=__doc__)
     if isinstance(command, Export):
         write = export.export_karlo if isinstance(command, ToKarlo) else export.export_clip
         write(store.load(command.bundle), command.out)
@@ -133,16 +133,16 @@ def main() -> None:
         return
     if not command.source.exists():
         raise UserError(f"{command.source} does not exist; give a model as it was downloaded")
-    bundle, accounts = read(command)
+    system, accounts = read(command)
     # Weights are read while they are written, one tensor at a time.
-    bundle_hash = store.save(bundle, command.out, dtype=command.dtype, overwrite=command.overwrite)
+    bundle_hash = store.save(system, command.out, dtype=command.dtype, overwrite=command.overwrite)
     for account in accounts:
         print(account)
-    print(f"wrote {command.out} ({', '.join(bundle.parts)}), hash {bundle_hash}")
+    print(f"wrote {command.out} ({', '.join(system.networks)}), hash {bundle_hash}")
 
 
-def read(command: Import) -> tuple[Bundle, list[Account]]:
-    """The bundle that a command describes, its numbers still in the files, and what became of each tensor."""
+def read(command: Import) -> tuple[System, list[Account]]:
+    """Return the system that a command describes, its numbers still in the files, and what became of each tensor."""
     source, name = command.source, command.called
     match command:
         case Karlo():

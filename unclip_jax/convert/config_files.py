@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def field(config: dict[str, Any], name: str, kind: type[T], where: str) -> T:
-    """A value that must be there and of that type."""
+    """Return a value; UserError where it is missing or of another type."""
     value = config.get(name)
     if kind is float and type(value) is int:
         value = float(value)
@@ -19,12 +19,12 @@ def field(config: dict[str, Any], name: str, kind: type[T], where: str) -> T:
 
 
 def fields(config: dict[str, Any], names: Sequence[str], kind: type[T], where: str) -> list[T]:
-    """`field` for several."""
+    """Return `field` for several."""
     return [field(config, name, kind, where) for name in names]
 
 
 def expect(config: dict[str, Any], where: str, **values: Any) -> None:
-    """Refuses a config that says anything else than `values`; what it leaves out has its library's default."""
+    """Refuse a config with anything else than `values`; what it leaves out has its library's default."""
     for name, value in values.items():
         if name in config and config[name] != value:
             raise UserError(f"{where}: {name} is {config[name]!r}; only {value!r} is known")

@@ -1,6 +1,6 @@
 """The networks of unCLIP as diffusers has them: `PriorTransformer`, `UnCLIPTextProjModel` and the two U-Net classes.
 
-`UnCLIPTextProjModel` holds what our decoder does with z_i and the caption before the U-Net sees them, so the two of
+`UnCLIPTextProjModel` holds what our decoder does with z_i and the caption before its U-Net, so the two of
 them are one network here. Its four image tokens have the token as the fastest axis, where ours has the channel.
 """
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from unclip_jax.convert.config_files import expect, field, fields
 from unclip_jax.convert.layouts import SAME, Entry, conv, leading, linear, norm, pointwise, regrouped, within
-from unclip_jax.convert.unet_blocks import unet_blocks
 from unclip_jax.core.errors import UserError
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
@@ -19,7 +18,7 @@ ATTENDING_MIDDLE = "UNetMidBlock2DSimpleCrossAttn"
 
 
 def prior_spec(config: dict[str, Any], where: str) -> PriorSpec:
-    """The config of a `PriorTransformer` as ours."""
+    """Translate the config of a `PriorTransformer` to ours."""
     expect(
         config,
         where,
@@ -42,8 +41,8 @@ def prior_spec(config: dict[str, Any], where: str) -> PriorSpec:
         context=context,
         text_width=embed_dim,
         width=heads * head_dim,
-        depth=depth,
-        heads=heads,
+        num_layers=depth,
+        num_heads=heads,
         null="empty_caption",
     )
 
@@ -52,7 +51,7 @@ STATS = (Entry("mean", "clip_mean", leading(1)), Entry("std", "clip_std", leadin
 
 
 def prior_names(spec: PriorSpec) -> list[Entry]:
-    """A `PriorTransformer`, without the statistics of z_i that it keeps beside its weights."""
+    """Map the names of a `PriorTransformer`, without the statistics of z_i that it keeps beside its weights."""
     entries = [
         Entry("positions", "positional_embedding", leading(1)),
         Entry("query", "prd_embedding", leading(2)),
@@ -64,7 +63,7 @@ def prior_names(spec: PriorSpec) -> list[Entry]:
         *norm("norm_out", "norm_out"),
         *linear("out", "proj_to_clip_embeddings"),
     ]
-    for i in range(spec.depth):
+    for i in range(spec.num_layers):
         block = norm("norm_attention", "norm1") + norm("norm_mlp", "norm3")
         block += attention("attention", "attn1")
         block += linear("fc", "ff.net.0.proj") + linear("proj", "ff.net.2")
@@ -73,7 +72,7 @@ def prior_names(spec: PriorSpec) -> list[Entry]:
 
 
 def attention(ours: str, theirs: str) -> list[Entry]:
-    """Query, key, value and output."""
+    """Map the names of query, key, value and output."""
     pairs = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("out", "to_out.0"))
     return [entry for mine, their in pairs for entry in linear(f"{ours}/{mine}", f"{theirs}.{their}")]
 
@@ -81,7 +80,7 @@ def attention(ours: str, theirs: str) -> list[Entry]:
 def decoder_spec(
     config: dict[str, Any], where: str, projection: dict[str, Any], projection_where: str, text_width: int
 ) -> UNetSpec:
-    """The configs of a decoder's `UNet2DConditionModel` and of its `UnCLIPTextProjModel` as ours."""
+    """Translate the configs of a decoder's `UNet2DConditionModel` and of its `UnCLIPTextProjModel` to ours."""
     attending = _levels(config, where, (PLAIN_DOWN, ATTENDING_DOWN), (PLAIN_UP, ATTENDING_UP))
     expect(
         config,
@@ -111,13 +110,13 @@ def decoder_spec(
         image_size=size,
         channels=channels,
         channel_mult=channel_mult,
-        depth=depth,
+        num_blocks=depth,
         learned_sigma=True,
-        attention_at=tuple(size // 2**level for level, attends in enumerate(attending) if attends),
+        attention_resolutions=tuple(size // 2**level for level, attends in enumerate(attending) if attends),
         head_channels=head_channels,
         groups=config.get("norm_num_groups", 32),
         embed_dim=embed_dim,
-        image_tokens=projection.get("clip_extra_context_tokens", 4),
+        num_image_tokens=projection.get("clip_extra_context_tokens", 4),
         context_width=context_width,
         text_width=text_width,
         null="empty_caption",
@@ -125,7 +124,7 @@ def decoder_spec(
 
 
 def upsampler_spec(config: dict[str, Any], where: str) -> UNetSpec:
-    """The config of a super-resolution `UNet2DModel` as ours."""
+    """Translate the config of a super-resolution `UNet2DModel` to ours."""
     _levels(config, where, (PLAIN_DOWN,), (PLAIN_UP,))
     expect(
         config,
@@ -145,7 +144,7 @@ def upsampler_spec(config: dict[str, Any], where: str) -> UNetSpec:
         image_size=size,
         channels=channels,
         channel_mult=channel_mult,
-        depth=depth,
+        num_blocks=depth,
         learned_sigma=False,
         conditioning="additive",
         groups=config.get("norm_num_groups", 32),
@@ -154,7 +153,7 @@ def upsampler_spec(config: dict[str, Any], where: str) -> UNetSpec:
 
 
 def unet_names(spec: UNetSpec) -> list[Entry]:
-    """A U-Net of either class."""
+    """Map the names of a U-Net of either class."""
     last = len(spec.channel_mult) - 1
     entries = [
         *conv("conv_in", "conv_in"),
@@ -163,7 +162,7 @@ def unet_names(spec: UNetSpec) -> list[Entry]:
         *norm("norm_out", "conv_norm_out"),
         *conv("conv_out", "conv_out"),
     ]
-    for block in unet_blocks(spec):
+    for block in spec.blocks():
         match block.place:
             case "down":
                 theirs, resampler = f"down_blocks.{block.level}", "downsamplers.0"
@@ -173,16 +172,16 @@ def unet_names(spec: UNetSpec) -> list[Entry]:
                 theirs, resampler = f"up_blocks.{last - block.level}", "upsamplers.0"
         match block.kind:
             case "res":
-                entries += _res_block(block.ours, f"{theirs}.resnets.{block.index}", block.has_skip)
+                entries += _res_block(block.name, f"{theirs}.resnets.{block.index}", block.changes_width)
             case "attention":
-                entries += _context_attention(block.ours, f"{theirs}.attentions.{block.index}")
+                entries += _context_attention(block.name, f"{theirs}.attentions.{block.index}")
             case "resample":
-                entries += _res_block(block.ours, f"{theirs}.{resampler}", block.has_skip)
+                entries += _res_block(block.name, f"{theirs}.{resampler}", block.changes_width)
     return entries
 
 
 def text_proj_names(spec: UNetSpec) -> list[Entry]:
-    """An `UnCLIPTextProjModel`, which is the rest of our decoder's conditioner."""
+    """Map the names of an `UnCLIPTextProjModel`, which is the rest of our decoder's conditioner."""
     return within(
         "conditioner/",
         "",
@@ -190,7 +189,7 @@ def text_proj_names(spec: UNetSpec) -> list[Entry]:
             Entry("null_z_i", "learned_classifier_free_guidance_embeddings", SAME),
             *linear("text_embedding", "embedding_proj"),
             *linear("z_i_embedding", "clip_image_embeddings_project_to_time_embeddings"),
-            *linear("z_i_tokens", "clip_extra_context_tokens_proj", rows=regrouped(None, spec.image_tokens)),
+            *linear("z_i_tokens", "clip_extra_context_tokens_proj", rows=regrouped(None, spec.num_image_tokens)),
             *linear("text_in", "encoder_hidden_states_proj"),
             *norm("text_norm", "text_encoder_hidden_states_norm"),
         ],
@@ -233,7 +232,7 @@ def _channels(config: dict[str, Any], where: str) -> tuple[int, tuple[int, ...]]
 
 
 def _levels(config: dict[str, Any], where: str, down: tuple[str, ...], up: tuple[str, ...]) -> list[bool]:
-    """Which levels attend; a block type that we have not, or ups that do not mirror the downs, are refused."""
+    """Return which levels attend; refuse a block type that is unknown here, and ups that do not mirror the downs."""
     expect(config, where, act_fn="silu", norm_eps=1e-5, flip_sin_to_cos=True, freq_shift=0, dropout=0.0)
     expect(config, where, downsample_padding=1, mid_block_scale_factor=1)
     downs, ups = (field(config, name, list, where) for name in ("down_block_types", "up_block_types"))

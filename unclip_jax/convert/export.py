@@ -8,11 +8,10 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from unclip_jax.bundle.parts import Bundle, Spec, flatten
 from unclip_jax.bundle.safetensors_file import Stored, write_safetensors
 from unclip_jax.convert import diffusers_nets as nets
 from unclip_jax.convert import hf_clip
@@ -21,12 +20,16 @@ from unclip_jax.convert.layouts import Entry, within
 from unclip_jax.convert.mapping import export_tensors
 from unclip_jax.core.config import to_json
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.files import replacing
-from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.core.files import atomic_write
+from unclip_jax.diffusion import ProcessSpec
+from unclip_jax.models.base import Network
 from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.models.experts import TimestepExperts
+from unclip_jax.models.parameters import flatten
 from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
-from unclip_jax.stages.settings import StageSettings
+from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.systems.system import System
 from unclip_jax.text.tokenizer import Tokenizer
 
 DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
@@ -34,112 +37,119 @@ DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
 RUNNING = {"dtype": "float32", "remat": False, "attention": "xla"}
 
 
-def export_karlo(bundle: Bundle, folder: Path) -> None:
-    """Writes what `UnCLIPPipeline` loads, or `UnCLIPImageVariationPipeline` where the bundle has no prior.
+def export_karlo(system: System, folder: Path) -> None:
+    """Write what `UnCLIPPipeline` loads, or `UnCLIPImageVariationPipeline` where the bundle has no prior.
 
     Raises:
         UserError: the bundle is not such a pipeline, or holds what it cannot express; no folder is left then.
     """
     if folder.exists():
         raise UserError(f"{folder} already exists; choose another folder")
-    varies = "prior" not in bundle.parts
-    clip, decoder = (bundle.part(name) for name in ("clip", "decoder"))
-    if len(bundle.upsamplers) != 1 or bundle.upsamplers[0].experts != (1,):
-        raise UserError(f"bundle {bundle.name} lacks the one upsampler of two experts, one for t = 0, that Karlo has")
-    upsampler = bundle.upsamplers[0]
-    clip_spec, decoder_spec, upsampler_spec = (
-        cast(CLIPSpec, clip.spec),
-        cast(UNetSpec, decoder.spec),
-        cast(UNetSpec, upsampler.spec),
-    )
-    if clip_spec.embedding != "raw" or not clip_spec.projection:
-        raise UserError(f"bundle {bundle.name}: its CLIP does not give raw, projected embeddings as Karlo's does")
-    if bundle.tokenizer is None:
-        raise UserError(f"bundle {bundle.name} has no tokenizer; Karlo cannot do without")
-    with replacing(folder) as draft:
+    varies = "prior" not in system.stages
+    clip, decoder = system.encoder("clip"), _unet(system.stage("decoder").network, "decoder")
+    upsampler, params = _upsampler(system), system.params
+    if clip.clip.embedding != "raw" or not clip.clip.projection:
+        raise UserError(f"bundle {system.name}: its CLIP does not give raw, projected embeddings as Karlo's does")
+    if system.tokenizer is None:
+        raise UserError(f"bundle {system.name} has no tokenizer; Karlo cannot do without")
+    with atomic_write(folder) as draft:
         draft.mkdir()
         index: dict[str, Any] = {"_class_name": "UnCLIPPipeline", "_diffusers_version": "0.37.1"}
-        write_tokenizer(bundle.tokenizer, draft / "tokenizer", clip_spec.text_tower.context)
+        write_tokenizer(system.tokenizer, draft / "tokenizer", clip.clip.text_tower.context)
         index["tokenizer"] = [TRANSFORMERS, "CLIPTokenizer"]
-        write_tower(clip_spec, flatten(clip.params), "text", bundle.tokenizer, draft / "text_encoder")
+        write_tower(clip.clip, flatten(clip.params), "text", system.tokenizer, draft / "text_encoder")
         index["text_encoder"] = [TRANSFORMERS, "CLIPTextModelWithProjection"]
-        if varies or clip_spec.vision is not None:
+        if varies or clip.clip.vision is not None:
             # With a prior the pipeline has no place for it and leaves the folder alone; `convert karlo` reads it again.
-            write_tower(clip_spec, flatten(clip.params), "vision", bundle.tokenizer, draft / "image_encoder")
-            write_processor(clip_spec, draft / "feature_extractor")
+            write_tower(clip.clip, flatten(clip.params), "vision", system.tokenizer, draft / "image_encoder")
+            write_processor(clip.clip, draft / "feature_extractor")
         if varies:
             index["_class_name"] = "UnCLIPImageVariationPipeline"
             index["image_encoder"] = [TRANSFORMERS, "CLIPVisionModelWithProjection"]
             index["feature_extractor"] = [TRANSFORMERS, "CLIPImageProcessor"]
         else:
-            prior, stats = bundle.part("prior"), bundle.stats
+            prior, stats = system.stage("prior").network, system.stats
             assert stats is not None  # a bundle with a prior has them
-            prior_spec = cast(PriorSpec, prior.spec)
-            config = prior_config(prior_spec)
-            _check("prior", prior_spec, nets.prior_spec(config, "prior"))
-            weights = flatten(prior.params) | {"stats/mean": stats.mean, "stats/std": stats.std}
-            entries = [*nets.prior_names(prior_spec), *within("stats/", "", nets.STATS)]
+            if not isinstance(prior, PriorSpec):
+                raise UserError(f"prior is a {prior.TAG[1]}, for which diffusers has no words; it is not exported")
+            config = prior_config(prior)
+            _check("prior", prior, nets.prior_spec(config, "prior"))
+            weights = flatten(params["prior"]) | {"stats/mean": stats.mean, "stats/std": stats.std}
+            entries = [*nets.prior_names(prior), *within("stats/", "", nets.STATS)]
             _write(draft / "prior", config, entries, weights, WEIGHTS)
             index["prior"] = [DIFFUSERS, "PriorTransformer"]
-            _write_scheduler(bundle, "prior", draft / "prior_scheduler", index)
-        config, projection = decoder_configs(decoder_spec)
-        back = nets.decoder_spec(config, "decoder", projection, "text_proj", clip_spec.text_tower.width)
-        _check("decoder", decoder_spec, back)
-        _write(draft / "decoder", config, nets.unet_names(decoder_spec), flatten(decoder.params), WEIGHTS)
+            _write_scheduler(system, "prior", draft / "prior_scheduler", index)
+        config, projection = decoder_configs(decoder)
+        back = nets.decoder_spec(config, "decoder", projection, "text_proj", clip.clip.text_tower.width)
+        _check("decoder", decoder, back)
+        _write(draft / "decoder", config, nets.unet_names(decoder), flatten(params["decoder"]), WEIGHTS)
         index["decoder"] = [DIFFUSERS, "UNet2DConditionModel"]
-        names = nets.text_proj_names(decoder_spec)
-        _write(draft / "text_proj", projection, names, flatten(decoder.params), WEIGHTS)
+        _write(draft / "text_proj", projection, nets.text_proj_names(decoder), flatten(params["decoder"]), WEIGHTS)
         index["text_proj"] = ["unclip", "UnCLIPTextProjModel"]
-        _write_scheduler(bundle, "decoder", draft / "decoder_scheduler", index)
-        config = upsampler_config(upsampler_spec)
-        _check("upsampler_0", upsampler_spec, nets.upsampler_spec(config, "upsampler_0"))
+        _write_scheduler(system, "decoder", draft / "decoder_scheduler", index)
+        config = upsampler_config(upsampler)
+        _check("upsampler_0", upsampler, nets.upsampler_spec(config, "upsampler_0"))
         for i, name in enumerate(("super_res_last", "super_res_first")):
-            weights = flatten(upsampler.params[f"expert_{i}"])
-            _write(draft / name, config, nets.unet_names(upsampler_spec), weights, WEIGHTS)
+            weights = flatten(params["upsampler_0"][f"expert_{i}"])
+            _write(draft / name, config, nets.unet_names(upsampler), weights, WEIGHTS)
             index[name] = [DIFFUSERS, "UNet2DModel"]
-        _write_scheduler(bundle, "upsampler_0", draft / "super_res_scheduler", index)
+        _write_scheduler(system, "upsampler_0", draft / "super_res_scheduler", index)
         _write_json(draft / "model_index.json", index)
 
 
-def export_clip(bundle: Bundle, folder: Path) -> None:
-    """Writes what `CLIPModel`, or one of its towers, loads."""
+def _upsampler(system: System) -> UNetSpec:
+    """Return the spec of the two experts of Karlo's one upsampler."""
+    stages = [stage for stage in system.stages if stage not in ("prior", "decoder")]
+    network = system.stages[stages[0]].network if stages == ["upsampler_0"] else None
+    if not isinstance(network, TimestepExperts) or network.boundaries != (1.0,):
+        raise UserError(f"bundle {system.name} lacks the one upsampler of two experts, one for t = 0, that Karlo has")
+    return _unet(network.expert, "upsampler_0")
+
+
+def _unet(network: Network, name: str) -> UNetSpec:
+    if not isinstance(network, UNetSpec):
+        raise UserError(f"{name} is a {network.TAG[1]}, for which diffusers has no words; it is not exported")
+    return network
+
+
+def export_clip(system: System, folder: Path) -> None:
+    """Write what `CLIPModel`, or one of its towers, loads."""
     if folder.exists():
         raise UserError(f"{folder} already exists; choose another folder")
-    part = bundle.part("clip")
-    spec = cast(CLIPSpec, part.spec)
+    encoder, tokenizer = system.encoder("clip"), system.tokenizer
+    spec, weights = encoder.clip, flatten(encoder.params)
     if spec.embedding != "raw":
-        raise UserError(f"bundle {bundle.name}: its CLIP gives unit embeddings, Hugging Face's gives raw ones")
-    with replacing(folder) as draft:
+        raise UserError(f"bundle {system.name}: its CLIP gives unit embeddings, Hugging Face's gives raw ones")
+    with atomic_write(folder) as draft:
         draft.mkdir()
-        if bundle.tokenizer is not None:
-            write_tokenizer(bundle.tokenizer, draft, spec.text_tower.context)
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, draft, spec.text_tower.context)
         if spec.vision is not None:
             write_processor(spec, draft)
         if not spec.contrastive:
             if spec.vision is not None and spec.text is not None:
-                raise UserError(f"bundle {bundle.name} has two towers without a logit scale; CLIPModel needs one")
-            tower = "text" if spec.text is not None else "vision"
-            write_tower(spec, flatten(part.params), tower, bundle.tokenizer, draft)
+                raise UserError(f"bundle {system.name} has two towers without a logit scale; CLIPModel needs one")
+            write_tower(spec, weights, "text" if spec.text is not None else "vision", tokenizer, draft)
             return
         config = {
             "architectures": ["CLIPModel"],
             "model_type": "clip",
             "projection_dim": spec.embed_dim,
-            "text_config": tower_config(spec, "text", bundle.tokenizer),
-            "vision_config": tower_config(spec, "vision", bundle.tokenizer),
+            "text_config": tower_config(spec, "text", tokenizer),
+            "vision_config": tower_config(spec, "vision", tokenizer),
         }
-        _write(draft, config, hf_clip.names(spec), flatten(part.params), "model")
+        _write(draft, config, hf_clip.names(spec), weights, "model")
 
 
 def tower_config(spec: CLIPSpec, which: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The config of one tower."""
+    """Return the config of one tower."""
     tower = spec.text_tower if which == "text" else spec.image_tower
     config: dict[str, Any] = {
         "model_type": f"clip_{which}_model",
         "hidden_size": tower.width,
         "intermediate_size": tower.mlp_width or 4 * tower.width,
-        "num_hidden_layers": tower.depth,
-        "num_attention_heads": tower.heads,
+        "num_hidden_layers": tower.num_layers,
+        "num_attention_heads": tower.num_heads,
         "hidden_act": spec.activation,
         "layer_norm_eps": 1e-5,
         "projection_dim": spec.embed_dim,
@@ -158,7 +168,7 @@ def tower_config(spec: CLIPSpec, which: str, tokenizer: Tokenizer | None) -> dic
 
 
 def write_tower(spec: CLIPSpec, weights: Mapping[str, Any], which: str, tokenizer: Any, folder: Path) -> None:
-    """One tower as a model of its own."""
+    """Write one tower as a model of its own."""
     kind = "Text" if which == "text" else "Vision"
     suffix = "WithProjection" if spec.projection else ""
     config = {"architectures": [f"CLIP{kind}Model{suffix}"], **tower_config(spec, which, tokenizer)}
@@ -167,7 +177,7 @@ def write_tower(spec: CLIPSpec, weights: Mapping[str, Any], which: str, tokenize
 
 
 def write_processor(spec: CLIPSpec, folder: Path) -> None:
-    """How images are prepared, for `CLIPImageProcessor`."""
+    """Write the preparation of images for `CLIPImageProcessor`."""
     size = spec.image_tower.image_size
     folder.mkdir(exist_ok=True)
     config = {
@@ -188,7 +198,7 @@ def write_processor(spec: CLIPSpec, folder: Path) -> None:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """A tokenizer in both of Hugging Face's formats: tokenizer.json, and vocab.json with merges.txt."""
+    """Write a tokenizer in both of Hugging Face's formats: tokenizer.json, and vocab.json with merges.txt."""
     model = json.loads(tokenizer.definition)["model"]
     if model.get("type") != "BPE":
         raise UserError("the tokenizer is no byte-pair encoding; CLIPTokenizer is one")
@@ -203,12 +213,12 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
 
 
 def prior_config(spec: PriorSpec) -> dict[str, Any]:
-    """The config of a `PriorTransformer`."""
+    """Return the config of a `PriorTransformer`."""
     return {
         "_class_name": "PriorTransformer",
-        "num_attention_heads": spec.heads,
-        "attention_head_dim": spec.width // spec.heads,
-        "num_layers": spec.depth,
+        "num_attention_heads": spec.num_heads,
+        "attention_head_dim": spec.width // spec.num_heads,
+        "num_layers": spec.num_layers,
         "embedding_dim": spec.embed_dim,
         "num_embeddings": spec.context,
         "additional_embeddings": 4,
@@ -217,8 +227,8 @@ def prior_config(spec: PriorSpec) -> dict[str, Any]:
 
 
 def decoder_configs(spec: UNetSpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configs of a decoder's `UNet2DConditionModel` and of its `UnCLIPTextProjModel`."""
-    attends = [spec.image_size // 2**level in spec.attention_at for level in range(len(spec.channel_mult))]
+    """Return the configs of a decoder's `UNet2DConditionModel` and of its `UnCLIPTextProjModel`."""
+    attends = [spec.attends(level) for level in range(len(spec.channel_mult))]
     config = _unet_config(spec) | {
         "_class_name": "UNet2DConditionModel",
         "in_channels": 3,
@@ -234,7 +244,7 @@ def decoder_configs(spec: UNetSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     projection = {
         "_class_name": "UnCLIPTextProjModel",
         "clip_embeddings_dim": spec.embed_dim,
-        "clip_extra_context_tokens": spec.image_tokens,
+        "clip_extra_context_tokens": spec.num_image_tokens,
         "cross_attention_dim": spec.context_width,
         "time_embed_dim": 4 * spec.channels,
     }
@@ -242,7 +252,7 @@ def decoder_configs(spec: UNetSpec) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def upsampler_config(spec: UNetSpec) -> dict[str, Any]:
-    """The config of a super-resolution `UNet2DModel`."""
+    """Return the config of a super-resolution `UNet2DModel`."""
     levels = len(spec.channel_mult)
     return _unet_config(spec) | {
         "_class_name": "UNet2DModel",
@@ -259,7 +269,7 @@ def _unet_config(spec: UNetSpec) -> dict[str, Any]:
     return {
         "sample_size": spec.image_size,
         "block_out_channels": [spec.channels * multiplier for multiplier in spec.channel_mult],
-        "layers_per_block": spec.depth,
+        "layers_per_block": spec.num_blocks,
         "norm_num_groups": spec.groups,
         "norm_eps": 1e-5,
         "act_fn": "silu",
@@ -268,18 +278,23 @@ def _unet_config(spec: UNetSpec) -> dict[str, Any]:
     }
 
 
-def _write_scheduler(bundle: Bundle, name: str, folder: Path, index: dict[str, Any]) -> None:
-    process = cast(ProcessSpec, bundle.part(name).process)
+def _write_scheduler(system: System, name: str, folder: Path, index: dict[str, Any]) -> None:
+    process = system.stage(name).process
     predictions = {"eps": "epsilon", "x0": "sample"}
     variances = {"small": "fixed_small_log", "learned_range": "learned_range"}
-    known = process.schedule == "cosine" and not process.zero_terminal_snr
-    if not known or process.prediction not in predictions or process.variance not in variances:
+    if (
+        not isinstance(process, ProcessSpec)
+        or process.schedule != "cosine"
+        or process.zero_terminal_snr
+        or process.prediction not in predictions
+        or process.variance not in variances
+    ):
         raise UserError(f"{name}: UnCLIPScheduler has no words for {to_json(process)}; it is not exported")
-    how = bundle.sampling.get(name, StageSettings())
-    if how.threshold == "dynamic":
+    settings = system.sampling.get(name, SamplingSettings())
+    if settings.threshold == "dynamic":
         raise UserError(f"{name}: UnCLIPScheduler has no words for dynamic thresholds; it is not exported")
     # Where no limit is given, images are kept in [-1, 1] and embeddings are not kept at all.
-    limit = None if how.threshold == "none" else how.limit or (None if name == "prior" else 1.0)
+    limit = None if settings.threshold == "none" else settings.limit or (None if name == "prior" else 1.0)
     config = {
         "_class_name": "UnCLIPScheduler",
         "beta_schedule": "squaredcos_cap_v2",
@@ -294,8 +309,8 @@ def _write_scheduler(bundle: Bundle, name: str, folder: Path, index: dict[str, A
     index[folder.name] = [DIFFUSERS, "UnCLIPScheduler"]
 
 
-def _check(name: str, spec: Spec, back: Spec) -> None:
-    """Refuses a spec that does not survive being written as their config and read again."""
+def _check(name: str, spec: Network, back: Network) -> None:
+    """Refuse a spec that does not survive being written as their config and read again."""
     mine, theirs = (to_json(dataclasses.replace(each, **RUNNING)) for each in (spec, back))
     for field, value in mine.items():
         if value != theirs[field]:

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unclip_jax.bundle.parts import Bundle, Part
 from unclip_jax.convert.config_files import expect, field, fields
 from unclip_jax.convert.layouts import SAME, Entry, linear, norm, patches, within
-from unclip_jax.convert.mapping import Account, import_params, wanted
+from unclip_jax.convert.mapping import Account, import_params, imported_system, wanted
 from unclip_jax.convert.tensor_files import Tensors, find_weights, read_json
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.extras import needs
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
+from unclip_jax.stages.encoders import Encoder
+from unclip_jax.systems.system import System
 from unclip_jax.text.tokenizer import Tokenizer
 
 LEGACY_EOS = 2
@@ -25,7 +27,7 @@ ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 
 
 def text_spec(config: dict[str, Any], where: str, eos_id: int) -> TextSpec:
-    """A `text_config` (or the config of a text tower alone) as ours; `eos_id` is the tokenizer's."""
+    """Translate a `text_config` (or the config of a text tower alone) to ours; `eos_id` is the tokenizer's."""
     check_tower(config, where)
     stated = config.get("eos_token_id", LEGACY_EOS)
     if stated not in (LEGACY_EOS, eos_id):
@@ -42,7 +44,7 @@ def text_spec(config: dict[str, Any], where: str, eos_id: int) -> TextSpec:
 
 
 def vision_spec(config: dict[str, Any], where: str) -> VisionSpec:
-    """A `vision_config` (or the config of an image tower alone) as ours."""
+    """Translate a `vision_config` (or the config of an image tower alone) to ours."""
     check_tower(config, where)
     expect(config, where, num_channels=3)
     size, patch = fields(config, ("image_size", "patch_size"), int, where)
@@ -50,7 +52,7 @@ def vision_spec(config: dict[str, Any], where: str) -> VisionSpec:
 
 
 def check_tower(config: dict[str, Any], where: str) -> None:
-    """Refuses what our Transformer does differently."""
+    """Refuse what our Transformer does differently."""
     expect(config, where, layer_norm_eps=1e-5)
     if config.get("hidden_act", "quick_gelu") not in ACTIVATIONS:
         raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
@@ -61,14 +63,14 @@ def _tower(config: dict[str, Any], where: str) -> dict[str, Any]:
     width, depth, heads, mlp_width = fields(config, names, int, where)
     return {
         "width": width,
-        "depth": depth,
-        "heads": heads,
+        "num_layers": depth,
+        "num_heads": heads,
         "mlp_width": None if mlp_width == 4 * width else mlp_width,
     }
 
 
 def blocks(ours: str, theirs: str, depth: int) -> list[Entry]:
-    """The Transformer of either tower."""
+    """Map the names of the Transformer of either tower."""
     entries: list[Entry] = []
     for i in range(depth):
         block = norm("norm_attention", "layer_norm1") + norm("norm_mlp", "layer_norm2")
@@ -80,18 +82,18 @@ def blocks(ours: str, theirs: str, depth: int) -> list[Entry]:
 
 
 def text_names(spec: CLIPSpec) -> list[Entry]:
-    """The text tower below `text_model.`, and its projection."""
+    """Map the names of the text tower below `text_model.`, and of its projection."""
     entries = [
         Entry("token_embed/embedding", "text_model.embeddings.token_embedding.weight", SAME),
         Entry("text_positions", "text_model.embeddings.position_embedding.weight", SAME),
         *norm("norm_final", "text_model.final_layer_norm"),
-        *blocks("text_blocks", "text_model.encoder.layers", spec.text_tower.depth),
+        *blocks("text_blocks", "text_model.encoder.layers", spec.text_tower.num_layers),
     ]
     return entries + (linear("text_projection", "text_projection", bias=False) if spec.projection else [])
 
 
 def vision_names(spec: CLIPSpec) -> list[Entry]:
-    """The image tower below `vision_model.`, and its projection."""
+    """Map the names of the image tower below `vision_model.`, and of its projection."""
     tower = spec.image_tower
     entries = [
         Entry("class_token", "vision_model.embeddings.class_embedding", SAME),
@@ -99,22 +101,24 @@ def vision_names(spec: CLIPSpec) -> list[Entry]:
         Entry("vision_positions", "vision_model.embeddings.position_embedding.weight", SAME),
         *norm("norm_pre", "vision_model.pre_layrnorm"),
         *norm("norm_post", "vision_model.post_layernorm"),
-        *blocks("vision_blocks", "vision_model.encoder.layers", tower.depth),
+        *blocks("vision_blocks", "vision_model.encoder.layers", tower.num_layers),
     ]
     return entries + (linear("image_projection", "visual_projection", bias=False) if spec.projection else [])
 
 
 def names(spec: CLIPSpec) -> list[Entry]:
-    """All that a `CLIPModel`, or one of its towers, holds."""
+    """Map all names of a `CLIPModel`, or of one of its towers."""
     entries = [] if spec.text is None else text_names(spec)
     entries += [] if spec.vision is None else vision_names(spec)
     return entries + ([Entry("logit_scale", "logit_scale", SAME)] if spec.contrastive else [])
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder in either of Hugging Face's formats (tokenizer.json, or vocab.json and merges.txt)."""
+    """Read the tokenizer of a folder in either of Hugging Face's formats (tokenizer.json, or vocab.json and
+    merges.txt)."""
     # Imported here, since it takes seconds.
-    import transformers
+    with needs("convert"):
+        import transformers
 
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -127,7 +131,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_image_statistics(path: Path) -> dict[str, Any]:
-    """The `image_mean` and `image_std` of a preprocessor_config.json; {} where there is none, for CLIP's own."""
+    """Read the `image_mean` and `image_std` of a preprocessor_config.json; {} where there is none, for CLIP's own."""
     if not path.is_file():
         return {}
     config = read_json(path)
@@ -141,8 +145,8 @@ def read_image_statistics(path: Path) -> dict[str, Any]:
     return found
 
 
-def import_clip(folder: Path, name: str, license: str) -> tuple[Bundle, list[Account]]:
-    """A bundle of a CLIP, or of one tower, from the folder of a Hugging Face model."""
+def import_clip(folder: Path, name: str, license: str) -> tuple[System, list[Account]]:
+    """Import a CLIP, or one tower, from the folder of a Hugging Face model."""
     config, where = read_json(folder / "config.json"), str(folder / "config.json")
     kind = config.get("model_type")
     if kind not in ("clip", "clip_text_model", "clip_vision_model"):
@@ -169,17 +173,14 @@ def import_clip(folder: Path, name: str, license: str) -> tuple[Bundle, list[Acc
     if kind != "clip" and not any(name.startswith(("text_model.", "vision_model.")) for name in tensors.shapes):
         # transformers 5 names a tower without projection from its own root.
         entries = [dataclasses.replace(entry, theirs=entry.theirs.partition(".")[2]) for entry in entries]
-    part, accounts = clip_part(spec, [(tensors, entries)])
-    bundle = Bundle(
-        name=name, license=license, description=f"imported {kind}", parts={"clip": part}, tokenizer=tokenizer
-    )
-    return bundle, accounts
+    encoder, accounts = clip_encoder(spec, [(tensors, entries)])
+    about: Any = {"name": name, "license": license, "description": f"imported {kind}"}
+    return imported_system(encoder, {}, **about, tokenizer=tokenizer), accounts
 
 
-def clip_part(
+def clip_encoder(
     spec: CLIPSpec, sources: Sequence[tuple[Tensors, Sequence[Entry]]], ignored: Sequence[str] = IGNORED
-) -> tuple[Part, list[Account]]:
-    """The part that `sources` (see `import_params`) make up."""
-    part = Part(kind="clip", spec=spec)
-    params, accounts = import_params(sources, wanted(part), ignored)
-    return dataclasses.replace(part, params=params), accounts
+) -> tuple[Encoder, list[Account]]:
+    """Return the encoder that `sources` (see `import_params`) make up."""
+    params, accounts = import_params(sources, wanted(spec), ignored)
+    return Encoder(network=spec, params=params), accounts

@@ -10,38 +10,41 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
-from unclip_jax.bundle.parts import Bundle, Part, identity
 from unclip_jax.convert import diffusers_nets as nets
 from unclip_jax.convert import hf_clip
 from unclip_jax.convert.config_files import expect, field
 from unclip_jax.convert.layouts import Entry, within
-from unclip_jax.convert.mapping import Account, import_params, wanted
+from unclip_jax.convert.mapping import Account, Imported, import_params, imported_system, wanted
 from unclip_jax.convert.tensor_files import Tensors, find_weights, read_json
 from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.clip import CLIPSpec
-from unclip_jax.models.prior import EmbeddingStats
-from unclip_jax.models.unet import UNetSpec
-from unclip_jax.stages.settings import StageSettings
+from unclip_jax.models.experts import TimestepExperts
+from unclip_jax.stages.encoders import Encoder
+from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.spaces import EmbeddingStats
+from unclip_jax.systems import unclip
+from unclip_jax.systems.system import System
 
 PIPELINES = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
 WEIGHTS = "diffusion_pytorch_model"
 LICENSE = "CreativeML OpenRAIL-M"
 PRESET = {
-    "prior": StageSettings(sampler="ddpm", steps=25, guidance_scale=4.0),
-    "decoder": StageSettings(sampler="ddpm", steps=25, guidance_scale=8.0),
-    "upsampler_0": StageSettings(sampler="ddpm", steps=7),
+    "prior": SamplingSettings(sampler="ddpm", steps=25, guidance_scale=4.0),
+    "decoder": SamplingSettings(sampler="ddpm", steps=25, guidance_scale=8.0),
+    "upsampler_0": SamplingSettings(sampler="ddpm", steps=7),
 }
 """Karlo's own way of sampling ("fast"); its clip ranges are added from the schedulers' configs."""
 
 
-def import_karlo(folder: Path, name: str, license: str = LICENSE) -> tuple[Bundle, list[Account]]:
-    """A bundle from the hub's folder; numbers are read when it is saved.
+def import_karlo(folder: Path, name: str, license: str = LICENSE) -> tuple[System, list[Account]]:
+    """Import a system from the hub's folder; numbers are read when it is saved.
 
     Raises:
         UserError: the folder is of another model, or anything in it is missing, unexpected or misshapen.
@@ -52,33 +55,19 @@ def import_karlo(folder: Path, name: str, license: str = LICENSE) -> tuple[Bundl
         raise UserError(f"{folder / 'model_index.json'}: this is a {pipeline}; known are {' and '.join(PIPELINES)}")
     tokenizer = hf_clip.read_tokenizer(folder / "tokenizer")
     clip, accounts = import_towers(folder, tokenizer.eos_id)
-    clip_identity = identity(clip.params)
-    parts = {"clip": dataclasses.replace(clip, clip_identity=clip_identity)}
-    stats, sampling = None, {}
+    stages, stats = {}, None
     if pipeline == "UnCLIPPipeline":
-        prior, settings, stats, more = import_prior(folder / "prior", folder / "prior_scheduler")
-        parts["prior"], sampling["prior"] = dataclasses.replace(prior, clip_identity=clip_identity), settings
+        stages["prior"], stats, more = import_prior(folder / "prior", folder / "prior_scheduler")
         accounts += more
-    text_width = cast(CLIPSpec, clip.spec).text_tower.width
-    decoder, sampling["decoder"], more = import_decoder(folder, text_width)
-    parts["decoder"] = dataclasses.replace(decoder, clip_identity=clip_identity)
+    stages["decoder"], more = import_decoder(folder, clip.clip.text_tower.width)
     accounts += more
-    low_res_size = cast(UNetSpec, decoder.spec).image_size
-    parts["upsampler_0"], sampling["upsampler_0"], more = import_upsampler(folder, low_res_size)
-    bundle = Bundle(
-        name=name,
-        license=license,
-        description=f"imported from a {pipeline}",
-        parts=parts,
-        sampling=sampling,
-        tokenizer=tokenizer,
-        stats=stats,
-    )
-    return bundle, accounts + more
+    stages["upsampler_0"], more = import_upsampler(folder, stages["decoder"].stage.network.sample_shape[0])
+    about = {"name": name, "license": license, "description": f"imported from a {pipeline}"}
+    return imported_system(clip, stages, **about, tokenizer=tokenizer, stats=stats), accounts + more
 
 
-def import_towers(folder: Path, eos_id: int, processor: str = "feature_extractor") -> tuple[Part, list[Account]]:
-    """The text tower, and the image tower where there is one (how it sees images is in the folder `processor`).
+def import_towers(folder: Path, eos_id: int, processor: str = "feature_extractor") -> tuple[Encoder, list[Account]]:
+    """Import the text tower, and the image tower where there is one (the folder `processor` has its image statistics).
 
     Pipelines keep no logit scale.
     """
@@ -86,7 +75,8 @@ def import_towers(folder: Path, eos_id: int, processor: str = "feature_extractor
     config = read_json(Path(where))
     text = hf_clip.text_spec(config, where, eos_id)
     sources = [find_weights(folder / "text_encoder", "model")]
-    vision, statistics = None, cast(dict[str, Any], {})
+    vision = None
+    statistics: dict[str, Any] = {}
     if (folder / "image_encoder").is_dir():
         vision_where = str(folder / "image_encoder" / "config.json")
         vision = hf_clip.vision_spec(read_json(Path(vision_where)), vision_where)
@@ -102,61 +92,61 @@ def import_towers(folder: Path, eos_id: int, processor: str = "feature_extractor
         **statistics,
     )
     names = [hf_clip.text_names(spec)] + ([] if vision is None else [hf_clip.vision_names(spec)])
-    return hf_clip.clip_part(spec, list(zip(sources, names, strict=True)))
+    return hf_clip.clip_encoder(spec, list(zip(sources, names, strict=True)))
 
 
-def import_prior(folder: Path, scheduler: Path) -> tuple[Part, StageSettings, EmbeddingStats, list[Account]]:
-    """A `PriorTransformer` with the statistics of z_i that it whitens by."""
+def import_prior(folder: Path, scheduler: Path) -> tuple[Imported, EmbeddingStats, list[Account]]:
+    """Import a `PriorTransformer` with the statistics of z_i that it whitens by."""
     spec = nets.prior_spec(read_json(folder / "config.json"), str(folder / "config.json"))
     process, clipping = read_scheduler(scheduler, "sample", "small")
     tensors = find_weights(folder, WEIGHTS)
     entries = [*nets.prior_names(spec), *within("stats/", "", nets.STATS)]
-    part = Part(kind="prior", spec=spec, process=process)
     shape = (spec.embed_dim,)
-    params, accounts = import_params([(tensors, entries)], wanted(part) | {"stats/mean": shape, "stats/std": shape})
+    params, accounts = import_params([(tensors, entries)], wanted(spec) | {"stats/mean": shape, "stats/std": shape})
     mean, std = (jnp.asarray(np.asarray(value, np.float32)) for value in params.pop("stats").values())
     if not bool((std > 0).all()):
         raise UserError(f"{tensors.path}: clip_std holds zeros, so the statistics of z_i were never set; use another")
     settings = dataclasses.replace(PRESET["prior"], **clipping)
-    return dataclasses.replace(part, params=params), settings, EmbeddingStats(mean=mean, std=std), accounts
+    found = Imported(unclip.prior_stage(spec, process), params, settings)
+    return found, EmbeddingStats(mean=mean, std=std), accounts
 
 
-def import_decoder(folder: Path, text_width: int) -> tuple[Part, StageSettings, list[Account]]:
-    """The decoder and its text_proj."""
+def import_decoder(folder: Path, text_width: int) -> tuple[Imported, list[Account]]:
+    """Import the decoder and its text_proj."""
     where, projection = (folder / name / "config.json" for name in ("decoder", "text_proj"))
     spec = nets.decoder_spec(read_json(where), str(where), read_json(projection), str(projection), text_width)
     process, clipping = read_scheduler(folder / "decoder_scheduler", "epsilon", "learned_range")
-    part = Part(kind="decoder", spec=spec, process=process)
     sources = [
         (find_weights(folder / "decoder", WEIGHTS), nets.unet_names(spec)),
         (find_weights(folder / "text_proj", WEIGHTS), nets.text_proj_names(spec)),
     ]
-    params, accounts = import_params(sources, wanted(part))
+    params, accounts = import_params(sources, wanted(spec))
     settings = dataclasses.replace(PRESET["decoder"], **clipping)
-    return dataclasses.replace(part, params=params), settings, accounts
+    return Imported(unclip.decoder_stage(spec, process), params, settings), accounts
 
 
-def import_upsampler(folder: Path, low_res_size: int) -> tuple[Part, StageSettings, list[Account]]:
-    """Both super-resolution networks, as two experts of one upsampler: the second acts at t = 0 alone."""
-    stages = [folder / "super_res_last", folder / "super_res_first"]
-    specs = [nets.upsampler_spec(read_json(path / "config.json"), str(path / "config.json")) for path in stages]
+def import_upsampler(folder: Path, low_res_size: int) -> tuple[Imported, list[Account]]:
+    """Import both super-resolution networks, as two experts of one upsampler: the first acts at t = 0 alone."""
+    paths = [folder / "super_res_last", folder / "super_res_first"]
+    specs = [nets.upsampler_spec(read_json(path / "config.json"), str(path / "config.json")) for path in paths]
     if specs[0] != specs[1]:
-        raise UserError(f"{stages[0]} and {stages[1]} differ in more than weights; only equal networks are known")
+        raise UserError(f"{paths[0]} and {paths[1]} differ in more than weights; only equal networks are known")
     process, clipping = read_scheduler(folder / "super_res_scheduler", "epsilon", "small")
-    part = Part(kind="upsampler", spec=specs[0], process=process, low_res_size=low_res_size, experts=(1,))
+    network = TimestepExperts(expert=specs[0], boundaries=(1.0,))
     sources: list[tuple[Tensors, Sequence[Entry]]] = [
         (find_weights(path, WEIGHTS), within(f"expert_{i}/", "", nets.unet_names(specs[0])))
-        for i, path in enumerate(stages)
+        for i, path in enumerate(paths)
     ]
-    params, accounts = import_params(sources, wanted(part))
+    params, accounts = import_params(sources, wanted(network))
     settings = dataclasses.replace(PRESET["upsampler_0"], **clipping)
-    return dataclasses.replace(part, params=params), settings, accounts
+    low_res = LowRes(scale=specs[0].image_size // low_res_size)
+    return Imported(unclip.upsampler_stage(network, process, low_res), params, settings), accounts
 
 
 def read_scheduler(
     folder: Path, prediction: Literal["sample", "epsilon"], variance: Literal["small", "learned_range"]
 ) -> tuple[ProcessSpec, dict[str, Any]]:
-    """An `UnCLIPScheduler`'s config as a process, and the sampling settings that say how x_0 is kept in range."""
+    """Read an `UnCLIPScheduler`'s config as a process, and as the sampling settings that keep x_0 in range."""
     path = folder / "scheduler_config.json"
     defaults = {
         "num_train_timesteps": 1000,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from unclip_jax.bundle.parts import Bundle, Part, identity
 from unclip_jax.convert import open_clip
 from unclip_jax.convert.karlo import LICENSE, PRESET
 from unclip_jax.convert.layouts import (
@@ -30,13 +29,17 @@ from unclip_jax.convert.layouts import (
     share,
     within,
 )
-from unclip_jax.convert.mapping import Account, import_params, wanted
+from unclip_jax.convert.mapping import Account, Imported, import_params, imported_system, wanted
 from unclip_jax.convert.tensor_files import Below, Tensors, open_file
-from unclip_jax.convert.unet_blocks import unet_blocks
 from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion.gaussian import ProcessSpec
-from unclip_jax.models.prior import EmbeddingStats, PriorSpec
+from unclip_jax.images.degrade import LowRes
+from unclip_jax.models.experts import TimestepExperts
+from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
+from unclip_jax.stages.spaces import EmbeddingStats
+from unclip_jax.systems import unclip
+from unclip_jax.systems.system import System
 
 PRIOR_FILE = "prior-ckpt-step=01000000-of-01000000.ckpt"
 DECODER_FILE = "decoder-ckpt-step=01000000-of-01000000.ckpt"
@@ -54,45 +57,32 @@ class Sizes:
     decoder_size: int = 64
     upsampler_size: int = 256
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    depth: int = 3
-    attention_at: tuple[int, ...] = (32, 16, 8)
+    num_blocks: int = 3
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
     head_channels: int = 64
     groups: int = 32
-    image_tokens: int = 4
+    num_image_tokens: int = 4
 
 
 def import_karlo_original(
     folder: Path, name: str, license: str = LICENSE, tokenizer_folder: Path | None = None, sizes: Sizes | None = None
-) -> tuple[Bundle, list[Account]]:
-    """A bundle from the authors' files. The tokenizer is CLIP's, which they keep in their code: give its folder."""
+) -> tuple[System, list[Account]]:
+    """Import a system from the authors' files. The tokenizer is CLIP's, which is in their code: give its folder."""
     sizes = sizes or Sizes()
     if tokenizer_folder is None:
         raise UserError("the original checkpoints come without a tokenizer; give the folder of CLIP's with --tokenizer")
     clip, accounts = open_clip.import_open_clip(folder / CLIP_FILE, name, license, tokenizer_folder)
-    clip_part = clip.part("clip")
-    clip_part = dataclasses.replace(clip_part, clip_identity=identity(clip_part.params))
-    prior, stats, more = import_prior(folder, sizes)
-    decoder, decoder_account = import_decoder(folder, sizes)
-    upsampler, upsampler_accounts = import_upsampler(folder, sizes)
-    parts = {"clip": clip_part}
-    for key, part in (("prior", prior), ("decoder", decoder)):
-        parts[key] = dataclasses.replace(part, clip_identity=clip_part.clip_identity)
-    parts["upsampler_0"] = upsampler
-    sampling = PRESET | {"prior": dataclasses.replace(PRESET["prior"], limit=PRIOR_LIMIT)}
-    bundle = Bundle(
-        name=name,
-        license=license,
-        description="imported from Karlo's original checkpoints",
-        parts=parts,
-        sampling=sampling,
-        tokenizer=clip.tokenizer,
-        stats=stats,
-    )
-    return bundle, [*accounts, *more, *decoder_account, *upsampler_accounts]
+    stages = {}
+    stages["prior"], stats, more = import_prior(folder, sizes)
+    stages["decoder"], decoder_account = import_decoder(folder, sizes)
+    stages["upsampler_0"], upsampler_accounts = import_upsampler(folder, sizes)
+    about = {"name": name, "license": license, "description": "imported from Karlo's original checkpoints"}
+    system = imported_system(clip.encoder("clip"), stages, **about, tokenizer=clip.tokenizer, stats=stats)
+    return system, [*accounts, *more, *decoder_account, *upsampler_accounts]
 
 
-def import_prior(folder: Path, sizes: Sizes) -> tuple[Part, EmbeddingStats, list[Account]]:
-    """The prior, and the statistics that lie beside it."""
+def import_prior(folder: Path, sizes: Sizes) -> tuple[Imported, EmbeddingStats, list[Account]]:
+    """Import the prior, and the statistics that lie beside it."""
     tensors = Below(open_file(folder / PRIOR_FILE), "model.")
     positions = _shape(tensors, "positional_embedding", 3)
     width = positions[2]
@@ -102,21 +92,22 @@ def import_prior(folder: Path, sizes: Sizes) -> tuple[Part, EmbeddingStats, list
         context=positions[1] - 4,
         text_width=_shape(tensors, "text_enc_proj.weight", 2)[1],
         width=width,
-        depth=depth,
-        heads=width // sizes.head_channels,
+        num_layers=depth,
+        num_heads=width // sizes.head_channels,
         null="empty_caption",
     )
-    part = Part(kind="prior", spec=spec, process=ProcessSpec(prediction="x0", variance="small"))
-    params, accounts = import_params([(tensors, prior_names(spec))], wanted(part))
+    params, accounts = import_params([(tensors, prior_names(spec))], wanted(spec))
     file = open_file(folder / STATS_FILE)
     if sorted(file.shapes) != ["0", "1"] or {file.shapes["0"], file.shapes["1"]} != {(spec.embed_dim,)}:
         raise UserError(f"{file.path} does not hold a mean and a deviation of {spec.embed_dim} numbers; copy it again")
     mean, std = (jnp.asarray(file.read(key), jnp.float32) for key in ("0", "1"))
-    return dataclasses.replace(part, params=params), EmbeddingStats(mean=mean, std=std), accounts
+    stage = unclip.prior_stage(spec, ProcessSpec(prediction="x0", variance="small"))
+    settings = dataclasses.replace(PRESET["prior"], limit=PRIOR_LIMIT)
+    return Imported(stage, params, settings), EmbeddingStats(mean=mean, std=std), accounts
 
 
 def prior_names(spec: PriorSpec) -> list[Entry]:
-    """The prior below `model.`."""
+    """Map the names of the prior below `model.`."""
     entries = [
         Entry("positions", "positional_embedding", leading(1)),
         Entry("query", "prd_emb", leading(2)),
@@ -128,61 +119,63 @@ def prior_names(spec: PriorSpec) -> list[Entry]:
         *norm("norm_out", "final_ln"),
         *linear("out", "out_proj"),
     ]
-    for i in range(spec.depth):
+    for i in range(spec.num_layers):
         block = [*norm("norm_attention", "ln_1"), *norm("norm_mlp", "ln_2")]
         for third, ours in enumerate(("query", "key", "value")):
-            block += linear(f"attention/{ours}", "attn.c_qkv", rows=share(third, 3, spec.heads))
+            block += linear(f"attention/{ours}", "attn.c_qkv", rows=share(third, 3, spec.num_heads))
         block += linear("attention/out", "attn.c_proj") + linear("fc", "mlp.c_fc") + linear("proj", "mlp.c_proj")
         entries += within(f"transformer/block_{i}/", f"transformer.resblocks.{i}.", block)
     return entries
 
 
-def import_decoder(folder: Path, sizes: Sizes) -> tuple[Part, list[Account]]:
-    """The decoder with its text_proj."""
+def import_decoder(folder: Path, sizes: Sizes) -> tuple[Imported, list[Account]]:
+    """Import the decoder with its text_proj."""
     tensors = Below(open_file(folder / DECODER_FILE), "model.")
     spec = UNetSpec(
         image_size=sizes.decoder_size,
         channels=_shape(tensors, "input_blocks.0.0.weight", 4)[0],
         channel_mult=sizes.channel_mult,
-        depth=sizes.depth,
+        num_blocks=sizes.num_blocks,
         learned_sigma=True,
-        attention_at=sizes.attention_at,
+        attention_resolutions=sizes.attention_resolutions,
         head_channels=sizes.head_channels,
         groups=sizes.groups,
         embed_dim=_shape(tensors, "clip_emb.weight", 2)[1],
-        image_tokens=sizes.image_tokens,
+        num_image_tokens=sizes.num_image_tokens,
         context_width=_shape(tensors, "text_seq_proj.0.weight", 2)[0],
         text_width=_shape(tensors, "text_seq_proj.0.weight", 2)[1],
         null="empty_caption",
     )
-    part = Part(kind="decoder", spec=spec, process=ProcessSpec(variance="learned_range"))
     entries = unet_names(spec) + text_proj_names(spec)
-    params, accounts = import_params([(tensors, entries)], wanted(part))
-    return dataclasses.replace(part, params=params), accounts
+    params, accounts = import_params([(tensors, entries)], wanted(spec))
+    stage = unclip.decoder_stage(spec, ProcessSpec(variance="learned_range"))
+    return Imported(stage, params, PRESET["decoder"]), accounts
 
 
-def import_upsampler(folder: Path, sizes: Sizes) -> tuple[Part, list[Account]]:
-    """Both super-resolution networks as experts of one part; the one for the last step acts at t = 0."""
+def import_upsampler(folder: Path, sizes: Sizes) -> tuple[Imported, list[Account]]:
+    """Import both super-resolution networks as experts of one network; the one for the last step acts at t = 0."""
     file = open_file(folder / UPSAMPLER_FILE)
     networks = [Below(file, "model_last_step."), Below(file, "model_first_steps.")]
     spec = UNetSpec(
         image_size=sizes.upsampler_size,
         channels=_shape(networks[0], "input_blocks.0.0.weight", 4)[0],
         channel_mult=sizes.channel_mult,
-        depth=sizes.depth,
+        num_blocks=sizes.num_blocks,
         learned_sigma=False,
         conditioning="additive",
         groups=sizes.groups,
         low_res=True,
     )
-    part = Part(kind="upsampler", spec=spec, process=ProcessSpec(), low_res_size=sizes.decoder_size, experts=(1,))
+    network = TimestepExperts(expert=spec, boundaries=(1.0,))
     sources = [(tensors, within(f"expert_{i}/", "", unet_names(spec))) for i, tensors in enumerate(networks)]
-    params, accounts = import_params(sources, wanted(part))
-    return dataclasses.replace(part, params=params), accounts
+    params, accounts = import_params(sources, wanted(network))
+    low_res = LowRes(scale=sizes.upsampler_size // sizes.decoder_size)
+    return Imported(unclip.upsampler_stage(network, ProcessSpec(), low_res), params, PRESET["upsampler_0"]), accounts
 
 
 def unet_names(spec: UNetSpec) -> list[Entry]:
-    """A U-Net in GLIDE's numbering: what follows a ResBlock, attention or upsampling, shares its number."""
+    """Map the names of a U-Net in GLIDE's numbering: what follows a ResBlock, attention or upsampling, shares its
+    number."""
     entries = [
         *linear("conditioner/time/fc", "time_embed.0"),
         *linear("conditioner/time/proj", "time_embed.2"),
@@ -191,7 +184,7 @@ def unet_names(spec: UNetSpec) -> list[Entry]:
         *conv("conv_out", "out.2"),
     ]
     sequence, number, place = "input_blocks", 0, 0
-    for block in unet_blocks(spec):
+    for block in spec.blocks():
         if block.place == "middle":
             number = number + 1 if sequence == "middle_block" else 0
             sequence, theirs = "middle_block", f"middle_block.{number}"
@@ -203,14 +196,14 @@ def unet_names(spec: UNetSpec) -> list[Entry]:
             sequence = "input_blocks" if block.place == "down" else "output_blocks"
             theirs = f"{sequence}.{number}.{place}"
         if block.kind == "attention":
-            entries += _attention(block.ours, theirs, block.width // spec.head_channels)
+            entries += _attention(block.name, theirs, block.width // spec.head_channels)
         else:
-            entries += _res_block(block.ours, theirs, block.has_skip)
+            entries += _res_block(block.name, theirs, block.changes_width)
     return entries
 
 
 def text_proj_names(spec: UNetSpec) -> list[Entry]:
-    """What the decoder does with z_i and the caption before its U-Net."""
+    """Map the names of what the decoder does with z_i and the caption before its U-Net."""
     return within(
         "conditioner/",
         "",
@@ -218,7 +211,7 @@ def text_proj_names(spec: UNetSpec) -> list[Entry]:
             Entry("null_z_i", "cf_param"),
             *linear("text_embedding", "text_feat_proj"),
             *linear("z_i_embedding", "clip_emb"),
-            *linear("z_i_tokens", "clip_tok_proj", rows=regrouped(None, spec.image_tokens)),
+            *linear("z_i_tokens", "clip_tok_proj", rows=regrouped(None, spec.num_image_tokens)),
             *linear("text_in", "text_seq_proj.0"),
             *norm("text_norm", "text_seq_proj.1"),
         ],
@@ -238,7 +231,7 @@ def _res_block(ours: str, theirs: str, has_skip: bool) -> list[Entry]:
 
 
 def _attention(ours: str, theirs: str, heads: int) -> list[Entry]:
-    """Convolutions over a sequence: their weights have a third axis of length 1."""
+    """Map the names of attention, whose convolutions over a sequence have weights with a third axis of length 1."""
     block = norm("norm", "norm")
     fused = [("qkv", i, 3, name) for i, name in enumerate(("query", "key", "value"))]
     fused += [("encoder_kv", i, 2, name) for i, name in enumerate(("context_key", "context_value"))]

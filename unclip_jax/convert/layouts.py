@@ -1,4 +1,4 @@
-"""How one tensor of ours is called and laid out in a PyTorch checkpoint.
+"""The name and layout of each tensor of ours in a PyTorch checkpoint.
 
 (1)  Linear       weight [out in]            <->  kernel [in out]
 (2)  Conv2d       weight [out in h w]        <->  kernel [h w in out]
@@ -25,7 +25,7 @@ class Layout:
     to_theirs: Move | None
 
     def then(self, other: "Layout") -> "Layout":
-        """This layout first, coming from theirs, and then `other`."""
+        """Chain layouts: this one first, coming from theirs, and then `other`."""
         first, second = self.to_theirs, other.to_theirs
         back = None if first is None or second is None else (lambda x: first(second(x)))
         return Layout(lambda x: other.to_ours(self.to_ours(x)), back)
@@ -43,12 +43,12 @@ POINTWISE = Layout(lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T[:, :, None,
 
 
 def leading(count: int) -> Layout:
-    """`count` axes of length 1 in front of theirs."""
+    """Put `count` axes of length 1 in front of theirs."""
     return Layout(lambda x: x.reshape(x.shape[count:]), lambda x: x.reshape((1,) * count + x.shape))
 
 
 def patches(size: int) -> Layout:
-    """Equation (4)."""
+    """Lay out patches by equation (4)."""
     return Layout(
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
         lambda x: x.reshape(size, size, 3, -1).transpose(3, 2, 0, 1),
@@ -56,7 +56,7 @@ def patches(size: int) -> Layout:
 
 
 def regrouped(outer: int | None, inner: int | None) -> Layout:
-    """Rows that theirs counts as [outer inner] and ours as [inner outer]; give one of the two numbers."""
+    """Reorder rows that theirs counts as [outer inner] and ours as [inner outer]; give one of the two numbers."""
 
     def swap(x: np.ndarray, first: int | None, second: int | None) -> np.ndarray:
         rest = x.shape[1:]
@@ -66,7 +66,7 @@ def regrouped(outer: int | None, inner: int | None) -> Layout:
 
 
 def share(index: int, count: int, heads: int = 1) -> Layout:
-    """Equation (5): the `index`-th of `count` blocks of rows, found in each of `heads` groups of rows."""
+    """Take, by equation (5), the `index`-th of `count` blocks of rows, found in each of `heads` groups of rows."""
 
     def pick(x: np.ndarray) -> np.ndarray:
         rest = x.shape[1:]
@@ -86,28 +86,28 @@ class Entry:
 
 
 def linear(ours: str, theirs: str, *, bias: bool = True, rows: Layout = SAME) -> list[Entry]:
-    """nn.Dense and torch.nn.Linear; `rows` is applied to theirs first, to weight and bias."""
+    """Map nn.Dense to torch.nn.Linear; `rows` is applied to theirs first, to weight and bias."""
     entries = [Entry(f"{ours}/kernel", f"{theirs}.weight", rows.then(LINEAR))]
     return [*entries, Entry(f"{ours}/bias", f"{theirs}.bias", rows)] if bias else entries
 
 
 def conv(ours: str, theirs: str) -> list[Entry]:
-    """A 3x3 convolution with bias."""
+    """Map a 3x3 convolution with bias."""
     return [Entry(f"{ours}/kernel", f"{theirs}.weight", CONV), Entry(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def pointwise(ours: str, theirs: str) -> list[Entry]:
-    """nn.Dense over channels and a 1x1 convolution."""
+    """Map nn.Dense over channels to a 1x1 convolution."""
     return [Entry(f"{ours}/kernel", f"{theirs}.weight", POINTWISE), Entry(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def norm(ours: str, theirs: str) -> list[Entry]:
-    """A normalisation with scale and bias."""
+    """Map a normalisation with scale and bias."""
     return [Entry(f"{ours}/scale", f"{theirs}.weight"), Entry(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def within(ours: str, theirs: str, entries: Sequence[Entry]) -> list[Entry]:
-    """The same entries, deeper in both trees: below the path `ours` and the prefix `theirs`."""
+    """Move entries deeper in both trees: below the path `ours` and the prefix `theirs`."""
     return [
         dataclasses.replace(entry, ours=f"{ours}{entry.ours}", theirs=f"{theirs}{entry.theirs}") for entry in entries
     ]

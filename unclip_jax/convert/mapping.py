@@ -7,18 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from unclip_jax.bundle.parts import Part, flatten, unflatten
 from unclip_jax.convert.layouts import Entry
 from unclip_jax.convert.tensor_files import Tensors
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
+from unclip_jax.models.base import Network
+from unclip_jax.models.parameters import flatten, identity, unflatten
+from unclip_jax.stages.diffusion import DiffusionStage
+from unclip_jax.stages.encoders import Encoder
+from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.spaces import EmbeddingStats
+from unclip_jax.systems import unclip
+from unclip_jax.systems.system import System
+from unclip_jax.text.tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array that is read when somebody asks for its numbers, so that a model need not fit in memory."""
+    """An array that is read when its numbers are needed, so that a model need not fit in memory."""
 
     shape: Shape
     read: Callable[[], np.ndarray]
@@ -43,9 +51,47 @@ class Account:
         return f"{self.path}: {self.used + len(self.ignored)} tensors, {self.used} used{merged}{ignored}"
 
 
-def wanted(part: Part) -> dict[str, Shape]:
-    """The shape of each tensor that the part's spec asks for, by path."""
-    return {name: tuple(leaf.shape) for name, leaf in flatten(part.abstract_params()).items()}
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A stage as it was found, with its parameters and the settings that its authors sample it with."""
+
+    stage: DiffusionStage
+    params: Params
+    settings: SamplingSettings
+
+
+def wanted(network: Network) -> dict[str, Shape]:
+    """Return the shape of each tensor of a spec, by path."""
+    return {name: tuple(leaf.shape) for name, leaf in flatten(network.abstract_params()).items()}
+
+
+def imported_system(
+    clip: Encoder,
+    stages: Mapping[str, Imported],
+    *,
+    name: str,
+    license: str,
+    description: str,
+    tokenizer: Tokenizer | None,
+    stats: EmbeddingStats | None = None,
+) -> System:
+    """Return the system of a CLIP and the stages that were trained with it, with unCLIP's names."""
+    # Reading a CLIP for its identity alone would be for nothing: saving it does.
+    own = identity(clip.params) if stages else None
+    conditioned = [each for each, found in stages.items() if found.stage.encoders]
+    return System(
+        name=name,
+        license=license,
+        description=description,
+        encoders={"clip": clip},
+        stages={each: found.stage for each, found in stages.items()},
+        params={each: found.params for each, found in stages.items()},
+        streams=unclip.streams(list(stages)),
+        sampling={each: found.settings for each, found in stages.items()},
+        identities={} if own is None else dict.fromkeys(["clip", *conditioned], own),
+        tokenizer=tokenizer,
+        stats=stats,
+    )
 
 
 def import_params(
@@ -53,7 +99,7 @@ def import_params(
     shapes: Mapping[str, Shape],
     ignored: Iterable[str] = (),
 ) -> tuple[Params, list[Account]]:
-    """The parameters that `shapes` asks for, to be read from files when needed.
+    """Return the parameters of `shapes`, to be read from files when needed.
 
     Args:
         sources: files, and what is taken from each.
@@ -84,7 +130,7 @@ def import_params(
 
 
 def export_tensors(entries: Sequence[Entry], params: Mapping[str, Any]) -> dict[str, LazyArray]:
-    """Their state dict, from parameters of ours by path."""
+    """Return their state dict, made of our parameters by path."""
     exported = {}
     for entry in entries:
         if entry.layout.to_theirs is None:
@@ -135,5 +181,5 @@ def _lazy(tensors: Tensors, entry: Entry, shapes: Mapping[str, Shape]) -> LazyAr
 
 
 def _blank(shape: Shape) -> np.ndarray:
-    """An array of that shape which takes no memory."""
+    """Return an array of that shape which takes no memory."""
     return np.broadcast_to(np.float32(0), shape)

@@ -8,14 +8,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from unclip_jax.bundle.parts import Bundle
 from unclip_jax.convert.config_files import expect, field, fields
-from unclip_jax.convert.hf_clip import clip_part, read_tokenizer
+from unclip_jax.convert.hf_clip import clip_encoder, read_tokenizer
 from unclip_jax.convert.layouts import LINEAR, SAME, Entry, linear, norm, patches, share, within
-from unclip_jax.convert.mapping import Account
+from unclip_jax.convert.mapping import Account, imported_system
 from unclip_jax.convert.tensor_files import Tensors, open_file, read_json
 from unclip_jax.core.errors import UserError
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
+from unclip_jax.systems.system import System
 from unclip_jax.text.tokenizer import Tokenizer
 
 CONFIG = "open_clip_config.json"
@@ -26,21 +26,21 @@ IGNORED = ("attn_mask", "input_resolution", "context_length", "vocab_size")
 
 
 def names(spec: CLIPSpec) -> list[Entry]:
-    """Both towers."""
+    """Map the names of both towers."""
     return [
         Entry("class_token", "visual.class_embedding"),
         Entry("patch_embed/kernel", "visual.conv1.weight", patches(spec.image_tower.patch_size)),
         Entry("vision_positions", "visual.positional_embedding"),
         *norm("norm_pre", "visual.ln_pre"),
         *norm("norm_post", "visual.ln_post"),
-        *_blocks("vision_blocks", "visual.transformer.resblocks", spec.image_tower.depth),
+        *_blocks("vision_blocks", "visual.transformer.resblocks", spec.image_tower.num_layers),
         # Theirs multiplies from the right, so this one is not transposed; nor is the next but one.
         Entry("image_projection/kernel", "visual.proj", SAME),
         Entry("token_embed/embedding", "token_embedding.weight"),
         Entry("text_projection/kernel", "text_projection", SAME),
         Entry("text_positions", "positional_embedding"),
         *norm("norm_final", "ln_final"),
-        *_blocks("text_blocks", "transformer.resblocks", spec.text_tower.depth),
+        *_blocks("text_blocks", "transformer.resblocks", spec.text_tower.num_layers),
         Entry("logit_scale", "logit_scale"),
     ]
 
@@ -59,7 +59,7 @@ def _blocks(ours: str, theirs: str, depth: int) -> list[Entry]:
 
 
 def spec_of_config(config: dict[str, Any], where: str, eos_id: int) -> CLIPSpec:
-    """The `model_cfg` and `preprocess_cfg` of open_clip_config.json as ours."""
+    """Translate the `model_cfg` and `preprocess_cfg` of open_clip_config.json to ours."""
     model = field(config, "model_cfg", dict, where)
     vision, text = fields(model, ("vision_cfg", "text_cfg"), dict, where)
     for unknown in ("timm_model_name", "hf_model_name", "custom_text"):
@@ -82,12 +82,17 @@ def spec_of_config(config: dict[str, Any], where: str, eos_id: int) -> CLIPSpec:
             image_size=image_size,
             patch_size=patch,
             width=width,
-            depth=depth,
-            heads=width // head_width,
+            num_layers=depth,
+            num_heads=width // head_width,
             mlp_width=None if mlp_width == 4 * width else mlp_width,
         ),
         text=TextSpec(
-            vocab_size=vocab_size, context=context, width=text_width, depth=text_depth, heads=text_heads, eos_id=eos_id
+            vocab_size=vocab_size,
+            context=context,
+            width=text_width,
+            num_layers=text_depth,
+            num_heads=text_heads,
+            eos_id=eos_id,
         ),
         activation="quick_gelu" if model.get("quick_gelu") else "gelu",
         embedding="raw",
@@ -96,7 +101,7 @@ def spec_of_config(config: dict[str, Any], where: str, eos_id: int) -> CLIPSpec:
 
 
 def spec_of_shapes(tensors: Tensors, eos_id: int) -> CLIPSpec:
-    """What an OpenAI file's tensors say."""
+    """Derive the spec from the tensors of an OpenAI file."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         found = tensors.shapes.get(name, ())
@@ -117,15 +122,15 @@ def spec_of_shapes(tensors: Tensors, eos_id: int) -> CLIPSpec:
             image_size=math.isqrt(patches_and_class - 1) * patch,
             patch_size=patch,
             width=width,
-            depth=depth("visual.transformer.resblocks."),
-            heads=width // HEAD_WIDTH,
+            num_layers=depth("visual.transformer.resblocks."),
+            num_heads=width // HEAD_WIDTH,
         ),
         text=TextSpec(
             vocab_size=shape("token_embedding.weight", 2)[0],
             context=context,
             width=text_width,
-            depth=depth("transformer.resblocks."),
-            heads=text_width // HEAD_WIDTH,
+            num_layers=depth("transformer.resblocks."),
+            num_heads=text_width // HEAD_WIDTH,
             eos_id=eos_id,
         ),
         activation="quick_gelu",
@@ -135,8 +140,8 @@ def spec_of_shapes(tensors: Tensors, eos_id: int) -> CLIPSpec:
 
 def import_open_clip(
     source: Path, name: str, license: str, tokenizer_folder: Path | None = None
-) -> tuple[Bundle, list[Account]]:
-    """A bundle from OpenCLIP's folder, or from a file of OpenAI's, which needs a tokenizer from elsewhere."""
+) -> tuple[System, list[Account]]:
+    """Import a system from OpenCLIP's folder, or from a file of OpenAI's, which needs a tokenizer from elsewhere."""
     if source.is_dir():
         weights = next((source / name for name in WEIGHTS if (source / name).is_file()), None)
         if weights is None:
@@ -150,15 +155,13 @@ def import_open_clip(
         tokenizer, tensors = read_tokenizer(tokenizer_folder), open_file(source)
         spec = spec_of_shapes(tensors, tokenizer.eos_id)
     check_end(spec, tokenizer, source)
-    part, accounts = clip_part(spec, [(tensors, names(spec))], IGNORED)
-    bundle = Bundle(
-        name=name, license=license, description="imported OpenCLIP", parts={"clip": part}, tokenizer=tokenizer
-    )
-    return bundle, accounts
+    encoder, accounts = clip_encoder(spec, [(tensors, names(spec))], IGNORED)
+    about: Any = {"name": name, "license": license, "description": "imported OpenCLIP"}
+    return imported_system(encoder, {}, **about, tokenizer=tokenizer), accounts
 
 
 def check_end(spec: CLIPSpec, tokenizer: Tokenizer, source: Path) -> None:
-    """Both projects read a caption at the token with the largest id, so that must be end-of-text."""
+    """Refuse a tokenizer whose end-of-text is not the largest id, which is where both projects read a caption."""
     if tokenizer.eos_id != spec.text_tower.vocab_size - 1:
         raise UserError(
             f"{source} reads captions at token {spec.text_tower.vocab_size - 1}, but its tokenizer ends them with "

@@ -18,7 +18,7 @@ class Tensors(Protocol):
 
     @property
     def path(self) -> Path:
-        """What errors call it."""
+        """Its name in errors."""
         ...
 
     @property
@@ -27,7 +27,7 @@ class Tensors(Protocol):
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, as floating point numbers of its own width."""
+        """Read one tensor, as floating point numbers of its own width."""
         ...
 
 
@@ -84,14 +84,14 @@ class Below:
 
 
 def open_file(path: Path) -> Tensors:
-    """A file of weights by its name: *.safetensors, or *.bin, *.ckpt, *.pt, *.pth, *.th of torch."""
+    """Open a file of weights by its name: *.safetensors, or *.bin, *.ckpt, *.pt, *.pth, *.th of torch."""
     if path.name.endswith(".index.json"):
         return Shards(path)
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 
 def find_weights(folder: Path, stem: str) -> Tensors:
-    """The weights of a model's folder, safetensors before torch's own: `stem` is "model" or "pytorch_model"."""
+    """Find the weights of a model's folder, safetensors before torch's own: `stem` is "model" or "pytorch_model"."""
     stems = (stem, "pytorch_model") if stem == "model" else (stem,)
     names = [f"{each}{suffix}" for suffix in (".safetensors", ".safetensors.index.json") for each in stems]
     names += [f"{each}{suffix}" for suffix in (".bin", ".bin.index.json") for each in stems]
@@ -102,7 +102,7 @@ def find_weights(folder: Path, stem: str) -> Tensors:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; UserError where there is none."""
+    """Read a JSON object from a file; UserError where there is none."""
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:

@@ -104,7 +104,7 @@ class _TensorsOnly(pickle.Unpickler):
 class TorchFile:
     """The tensors of a file by dotted name. `state_dict`, where there is one, is what counts.
 
-    Raises UserError for a file that is truncated, is not of torch, or asks for more than tensors.
+    Raises UserError for a file that is truncated, is not of torch, or needs more than tensors.
     """
 
     def __init__(self, path: Path):
@@ -161,7 +161,7 @@ class TorchFile:
                 self._collect(item, f"{name}.{key}" if name else str(key))
 
     def _position(self, name: str, storage: _Storage) -> int:
-        """Where the storage's bytes begin in the file; a zip's own table tells only where its local header does."""
+        """Return where the storage's bytes begin in the file; a zip's table has only that of its local header."""
         info = self._infos.get(self._data + storage.key)
         if info is None or info.file_size != storage.length * storage.dtype.itemsize:
             raise UserError(f"{self.path}: the numbers of tensor {name} are missing or cut; copy the file again")

@@ -1,1 +1,1 @@
-"""What every part of the package uses and that knows none of them: errors, configurations, files, the command line."""
+"""What all of the package uses and what depends on none of it: errors, configurations, files, the command line."""

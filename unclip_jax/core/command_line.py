@@ -12,25 +12,32 @@ from typing import Any
 import tyro
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.program import as_typed, program
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def parse(form: Any, *, prog: str, description: str | None = None) -> Any:
-    """What `sys.argv` says, as `tyro.cli(form)` reads it: a dataclass, or one of several as subcommands.
+def parse(form: Any, *, prog: str | None = None, description: str | None = None) -> Any:
+    """Parse `sys.argv` as `tyro.cli(form)` does: a dataclass, or one of several as subcommands.
 
     A union inside a dataclass makes no subcommands.
+
+    Args:
+        form: the dataclass, or what tyro takes for several.
+        prog: what help calls the command; by default as it was typed.
+        description: what it does. Commands in it are told as they are typed here.
 
     Raises:
         UserError: for an unknown option, with the nearest known one, and for whatever tyro refuses.
     """
     boxes = io.StringIO()
+    prog = program() if prog is None else prog
     try:
         with contextlib.redirect_stderr(boxes):
             value, unknown = tyro.cli(
                 form,
                 prog=prog,
-                description=description,
+                description=None if description is None else as_typed(description),
                 config=(tyro.conf.AvoidSubcommands,),
                 return_unknown_args=True,
             )
@@ -45,7 +52,8 @@ def parse(form: Any, *, prog: str, description: str | None = None) -> Any:
 
 
 def _first_section(box: str) -> str:
-    """The text of a box of tyro's up to the first line across, without the title; without UTF-8 only lines across."""
+    """Return the text of a box of tyro's up to the first line across, without the title; without UTF-8 only lines
+    across."""
     words = []
     for line in _ANSI.sub("", box).splitlines()[1:]:
         text = line.strip(" │")
@@ -59,7 +67,7 @@ def _first_section(box: str) -> str:
 
 
 def _misunderstood(unknown: list[str], options: list[str]) -> str:
-    """`unknown` holds what no option took, the values of unknown options among it."""
+    """Return the message for `unknown`: what no option took, the values of unknown options among it."""
     name = next((word for word in unknown if word.startswith("-")), None)
     if name is None:
         return f"{unknown[0]!r} belongs to no option; put words that belong together in quotes"
@@ -72,10 +80,14 @@ def _misunderstood(unknown: list[str], options: list[str]) -> str:
 
 
 def _options(value: Any, prefix: str = "--") -> Iterator[str]:
-    """The options that fill a dataclass, as they are typed."""
+    """Return the options that fill a dataclass, as they are typed."""
     for field in dataclasses.fields(value):
         inner, name = getattr(value, field.name), prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(inner):
             yield from _options(inner, f"{name}.")
+        elif isinstance(inner, dict) and all(map(dataclasses.is_dataclass, inner.values())):
+            # Groups by name, without one of their own.
+            for group, options in inner.items():
+                yield from _options(options, f"{prefix}{group.replace('_', '-')}.")
         else:
             yield name

@@ -7,7 +7,7 @@ import jax
 
 
 def enable() -> None:
-    """Keeps compiled programs under `$XDG_CACHE_HOME/unclip_jax/xla`, for scripts.
+    """Keep compiled programs under `$XDG_CACHE_HOME/unclip_jax/xla`, for scripts.
 
     `UNCLIP_JAX_NO_CACHE=1` in the environment turns it off.
     """

@@ -8,9 +8,10 @@ each value against the field's annotation; an error names the path of the field:
 
 A class says in class variables what its fields do not:
 
-    TAG = ("network", "unet")            written first; it tells a class from others that may stand in its place
+    TAG = ("network", "unet")            written first; distinguishes a class from others that may stand in its place
     RENAMED = {"depth": "num_layers"}    names that older files have
     REMOVED = {"parity": False}          fields that older files have, and the one value that still means the same
+    UNTAGGED = {"model": ("network", "unet")}    the tag of what older files have in a field without one
 
 Where a field is annotated with a class that has no fields of its own but a static method `variants`, any class of the
 table that this returns may stand there; its tag says which.
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
-    """Turns a dataclass, or anything that a field may hold, into what `json.dump` takes."""
+    """Turn a dataclass, or anything that a field may hold, into what `json.dump` takes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = getattr(value, "TAG", None)
         fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -46,7 +47,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(cls: type[T], data: Any, path: str = "config") -> T:
-    """Builds the dataclass `cls` from what `to_json` made.
+    """Build the dataclass `cls` from what `to_json` made.
 
     Args:
         cls: a dataclass.
@@ -80,7 +81,7 @@ def from_json(cls: type[T], data: Any, path: str = "config") -> T:
 
 
 def _variant(base: Any, data: dict[str, Any], path: str) -> Any:
-    """The class of the table of `base` that `data` is tagged with; `base` itself where it is one of them."""
+    """Return the class of the table of `base` that `data` is tagged with; `base` itself where it is one of them."""
     if dataclasses.is_dataclass(base):
         return base
     table = base.variants()
@@ -89,11 +90,13 @@ def _variant(base: Any, data: dict[str, Any], path: str) -> Any:
         raise UserError(f"{path}.{key}: missing; it is one of {', '.join(table)}")
     if not isinstance(data[key], str) or data[key] not in table:
         raise UserError(f"{path}.{key}: {_show(data[key])} is not known; {suggest(str(data[key]), list(table))}")
+    if not issubclass(table[data[key]], base):
+        raise UserError(f"{path}.{key}: {_show(data[key])} is no {base.__name__}")
     return table[data[key]]
 
 
 def _today(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
-    """`data` without the tag, and with the names that fields have today."""
+    """Return `data` without the tag, and with the names that fields have today."""
     data = dict(data)
     if (tag := getattr(cls, "TAG", None)) is not None and data.pop(tag[0], tag[1]) != tag[1]:
         raise UserError(f"{path}.{tag[0]}: expected {tag[1]!r}")
@@ -102,6 +105,9 @@ def _today(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
             if new in data:
                 raise UserError(f"{path}: both {old} and {new} are given, which are one field; leave {old} out")
             data[new] = data.pop(old)
+    for name, (key, value) in getattr(cls, "UNTAGGED", {}).items():
+        if isinstance(data.get(name), dict):
+            data[name] = {key: value} | data[name]
     for old, value in getattr(cls, "REMOVED", {}).items():
         if data.pop(old, value) != value:
             raise UserError(f"{path}.{old}: this version knows only {value!r}; use the version that wrote it")
@@ -109,7 +115,7 @@ def _today(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """The second half of an "unknown name" message: the nearest known name, or all of them."""
+    """Return the second half of an "unknown name" message: the nearest known name, or all of them."""
     nearest = difflib.get_close_matches(name, known, n=1)
     if nearest:
         return f"did you mean '{nearest[0]}'?"
@@ -117,7 +123,7 @@ def suggest(name: str, known: list[str]) -> str:
 
 
 def _parse(annotation: Any, value: Any, path: str) -> Any:
-    """`value` as `annotation` wants it; lists become tuples where the annotation is one."""
+    """Return `value` as `annotation` has it; lists become tuples where the annotation is one."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
         return value

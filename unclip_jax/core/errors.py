@@ -10,13 +10,15 @@ import os
 import sys
 from collections.abc import Callable
 
+from unclip_jax.core.program import as_typed
+
 
 class UserError(Exception):
     """A mistake outside the program: `UserError("what is wrong; what to do")`, one line."""
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Runs a command's `main`, turning what a person can cause into one line on stderr and an exit status.
+    """Run a command's `main`, turning what a person can cause into one line on stderr and an exit status.
 
     Exits with 2 on `UserError` and on a full disk, with 130 (128 + SIGINT) on an interrupt and with 141 (128 + SIGPIPE)
     where nobody reads the output any more.
@@ -24,7 +26,7 @@ def run_cli(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        line = " ".join(str(error).split())
+        line = as_typed(" ".join(str(error).split()))
     except BrokenPipeError:
         # Whoever read the output, such as `head`, has had enough. Python must not try to flush it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

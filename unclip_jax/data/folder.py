@@ -6,7 +6,7 @@
 Every image is decoded in full once, before the first record is served, by a pool of threads; the verdicts are
 kept in a cache under size and modification time, so the next start reads no pixels. Checking first, and not
 while training, has three reasons: a folder that is too damaged stops the run at its start, not after hours;
-record i is the same file on every host and in every worker; and what is left out is known and told.
+record i is the same file on every host and in every worker; and what is left out is known and reported.
 """
 
 import csv
@@ -25,11 +25,11 @@ import numpy as np
 import PIL
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.files import replacing
-from unclip_jax.data.sources import Record
-from unclip_jax.images.transforms import BrokenImage, read_image
+from unclip_jax.core.files import atomic_write
+from unclip_jax.data.records import Record
+from unclip_jax.images.files import IMAGE_SUFFIXES
+from unclip_jax.images.transforms import BrokenImageError, read_image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CAPTION_COLUMNS = ("text", "caption")
 CACHE_VERSION = f"1, Pillow {PIL.__version__}"  # which files are readable depends on Pillow
 ANNOUNCED_CHECK = 1_000
@@ -79,11 +79,11 @@ class FolderSource:
         return Record(image=np.array(image), caption=self._captions[index], name=name)
 
     def report(self) -> dict[str, Any]:
-        """What was taken and what was left out: {"images": int, "bad": {relative path: reason}}."""
+        """Report what was taken and what was left out: {"images": int, "bad": {relative path: reason}}."""
         return {"images": len(self), "bad": dict(sorted(self._bad.items()))}
 
     def _find_captions(self, images: list[str], names: list[str]) -> dict[str, str]:
-        """Captions by image name; images without one, and rows without an image, go to `self._bad`."""
+        """Collect captions by image name; images without one, and rows without an image, go to `self._bad`."""
         known = {unicodedata.normalize("NFC", name): name for name in images}
         texts = set(names)
         captions: dict[str, str] = {}
@@ -129,7 +129,7 @@ class FolderSource:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Relative names, with forward slashes, of the files under a folder that are not hidden."""
+    """Yield relative names, with forward slashes, of the files under a folder that are not hidden."""
     for directory, subfolders, files in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         relative = Path(directory).relative_to(folder)
@@ -141,7 +141,7 @@ def _one_line(text: str) -> str:
 
 
 def _read_metadata(folder: Path, metadata: str) -> Iterator[tuple[str, str]]:
-    """(image name relative to the folder, caption) for each row of a metadata file."""
+    """Yield (image name relative to the folder, caption) for each row of a metadata file."""
     for number, row in enumerate(_rows(folder / metadata), start=1):
         place = f"{folder / metadata}, row {number}"
         column = next((name for name in CAPTION_COLUMNS if isinstance(row.get(name), str)), None)
@@ -155,7 +155,7 @@ def _read_metadata(folder: Path, metadata: str) -> Iterator[tuple[str, str]]:
 
 
 def _rows(file: Path) -> Iterable[dict[str, Any]]:
-    """Rows of a .jsonl or .csv file as dicts."""
+    """Yield the rows of a .jsonl or .csv file as dicts."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             if file.suffix == ".csv":
@@ -169,7 +169,7 @@ def _rows(file: Path) -> Iterable[dict[str, Any]]:
 
 
 def _verify(folder: Path, names: list[str], cache_dir: str | Path | None) -> dict[str, str]:
-    """Names of the images that do not decode, with reasons."""
+    """Find the images that do not decode, with reasons."""
     cache_file = _cache_file(folder, cache_dir)
     cache = _load_cache(cache_file)
     stamps = {name: _stamp(folder / name) for name in names}
@@ -179,7 +179,7 @@ def _verify(folder: Path, names: list[str], cache_dir: str | Path | None) -> dic
     def verdict(name: str) -> str | None:
         try:
             read_image(folder / name, name=name)
-        except BrokenImage as error:
+        except BrokenImageError as error:
             return str(error).removeprefix(f"{name}: ")
         return None
 
@@ -196,7 +196,7 @@ def _verify(folder: Path, names: list[str], cache_dir: str | Path | None) -> dic
 
 
 def _stamp(file: Path) -> list[int]:
-    """[bytes, modification time in ns]; zeros for a link that leads nowhere, which then fails to read."""
+    """Return [bytes, modification time in ns]; zeros for a link that leads nowhere, which then fails to read."""
     try:
         stat = os.stat(file)
     except OSError:
@@ -212,7 +212,7 @@ def _cache_file(folder: Path, cache_dir: str | Path | None) -> Path:
 
 
 def _load_cache(file: Path) -> dict[str, list]:
-    """{name: [bytes, mtime in ns, reason or None]}; empty where there is no cache or it cannot be used."""
+    """Return {name: [bytes, mtime in ns, reason or None]}; empty where there is no cache or it cannot be used."""
     try:
         cache = json.loads(file.read_text("utf-8"))
         return cache["files"] if cache["version"] == CACHE_VERSION else {}
@@ -222,7 +222,7 @@ def _load_cache(file: Path) -> dict[str, list]:
 
 def _save_cache(file: Path, files: dict[str, list]) -> None:
     try:
-        with replacing(file) as draft:
+        with atomic_write(file) as draft:
             draft.write_text(json.dumps({"version": CACHE_VERSION, "files": files}), "utf-8")
     except OSError:
         return  # a read-only home costs the next start a check, no more

@@ -1,7 +1,7 @@
 """Hard negatives: captions that use a caption's own words to say something else (NegCLIP, 2210.01936, section 5).
 
-A contrastive loss over random pairs can be met by a bag of words, and so CLIP does not know "a red circle above a blue
-square" from the same with the colours exchanged, or "below". Shown both, it has to tell what belongs to what.
+A bag of words is enough for a contrastive loss over random pairs, and so CLIP does not distinguish "a red circle above
+a blue square" from the same with the colours exchanged, or "below". Given both, it has to learn what belongs to what.
 """
 
 import re
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def hard_negative(caption: str, groups: Sequence[str], rng: np.random.Generator) -> str | None:
-    """A caption that says something else of the same things, or None if the groups have no way to make one.
+    """Return a caption that says something else of the same things, or None if the groups do not allow one.
 
     Args:
         groups: words of one kind, with spaces between: "red green blue". Two different words of a group change places

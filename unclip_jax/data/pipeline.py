@@ -10,14 +10,15 @@ A run's cursor is therefore its step: starting at step N gives what an uninterru
 import dataclasses
 import functools
 from collections.abc import Generator
+from typing import Any
 
-import grain
 import numpy as np
 from PIL import Image
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.extras import needs
 from unclip_jax.data.negatives import hard_negative
-from unclip_jax.data.sources import Record, Source
+from unclip_jax.data.records import Record, Source
 from unclip_jax.images.transforms import resize, square_crop
 from unclip_jax.text.tokenizer import Tokenizer
 
@@ -55,7 +56,7 @@ class BatchSpec:
             raise UserError(f"crop is {self.crop}; give 1 ... {max(self.sizes)}, the largest of sizes")
 
     def arrays(self, process_count: int = 1) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and type of every array in one host's batch."""
+        """Return the shape and type of every array in one host's batch."""
         rows = self.batch_size // process_count
         sides = {f"image_{size}": size for size in self.sizes}
         if self.crop is not None:
@@ -81,7 +82,7 @@ def batches(
     num_workers: int = 0,
     num_threads: int = 2,
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """This host's rows of every global batch from `start_step` on, without end.
+    """Yield this host's rows of every global batch from `start_step` on, without end.
 
     Args:
         tokenizer: needed where `spec.context` is given.
@@ -97,10 +98,14 @@ def batches(
         raise UserError("the batch asks for tokens (context is given) but there is no tokenizer; give one")
     if not len(source):
         raise UserError("the dataset has no records; give one that has")
+    with needs("data"):
+        import grain
+
+        from unclip_jax.data.host_slice import HostSlice
     dataset = grain.MapDataset.source(source).seed(spec.seed).shuffle().repeat()
     # Randomness must come before the split over hosts, while an index is still one in the global stream.
     dataset = dataset.random_map(functools.partial(_example, spec=spec, tokenizer=tokenizer))
-    dataset = _HostSlice(dataset, batch_size=spec.batch_size, process_index=process_index, process_count=process_count)
+    dataset = HostSlice(dataset, batch_size=spec.batch_size, process_index=process_index, process_count=process_count)
     dataset = dataset.batch(spec.batch_size // process_count)[start_step:]
     # A thread makes whole batches, so more threads than batches in the buffer would wait.
     dataset = dataset.to_iter_dataset(
@@ -112,14 +117,14 @@ def batches(
     return _iterate(dataset, shared_memory=num_workers > 0)
 
 
-def _iterate(dataset: grain.IterDataset, *, shared_memory: bool) -> Generator[dict[str, np.ndarray], None, None]:
+def _iterate(dataset: Any, *, shared_memory: bool) -> Generator[dict[str, np.ndarray], None, None]:
     iterator = iter(dataset)
     try:
         for batch in iterator:
             # Shared memory of the workers complains when the program ends while somebody holds a batch.
             yield {key: np.array(value) for key, value in batch.items()} if shared_memory else batch
     finally:
-        iterator.close()  # pyright: ignore[reportAttributeAccessIssue]
+        iterator.close()
 
 
 def _example(
@@ -143,27 +148,8 @@ def _example(
     return example
 
 
-class _HostSlice(grain.MapDataset):
-    """Of each `batch_size` consecutive elements, the contiguous share of one host."""
-
-    def __init__(self, parent: grain.MapDataset, *, batch_size: int, process_index: int, process_count: int):
-        super().__init__(parent)
-        self._batch_size = batch_size
-        self._local_size = batch_size // process_count
-        self._first = process_index * self._local_size
-
-    def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._local_size
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
-        step, row = divmod(index, self._local_size)
-        return self._parent[step * self._batch_size + self._first + row]
-
-
 def _mark_flags_as_parsed() -> None:
-    """Grain's worker processes read absl flags, which nothing has parsed in a program without absl."""
+    """Mark absl's flags as parsed: Grain's worker processes read them, and a program without absl never parses them."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

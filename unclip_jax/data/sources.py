@@ -1,38 +1,15 @@
-"""Sources of records: random access to images with captions, whatever they are stored in."""
+"""Opening a source of records by the name of a data set, or a folder."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.extras import needs
+from unclip_jax.data.folder import FolderSource
+from unclip_jax.data.records import Record, Source
 from unclip_jax.images.transforms import read_image
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Record:
-    """One example.
-
-    Attributes:
-        image: RGB at the size it is stored in.
-        caption: "" where the source has none.
-        name: says where the record came from: a relative path, or "<split>/<number>".
-    """
-
-    image: UInt8[np.ndarray, "h w 3"]
-    caption: str
-    name: str
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A random-access sequence of records in a fixed order. Picklable, and safe to read from many threads."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
 
 
 class ShapesSource:
@@ -46,9 +23,10 @@ class ShapesSource:
 
     def __init__(self, data_dir: str | Path, split: str, **options: Any):
         # Imported here because TFDS takes a second, which a folder of images need not wait for.
-        import tensorflow_datasets as tfds
+        with needs("data"):
+            import tensorflow_datasets as tfds
 
-        from unclip_jax.data.captioned_shapes import builder as captioned_shapes
+            from unclip_jax.data.captioned_shapes import builder as captioned_shapes
 
         builder = captioned_shapes.prepare(data_dir, **options)
         try:
@@ -70,7 +48,7 @@ class ShapesSource:
 
 
 def open_source(name_or_folder: str | Path, split: str, data_dir: str | Path, **options: Any) -> Source:
-    """Opens a dataset by name, or a folder of captioned images.
+    """Open a dataset by name, or a folder of captioned images.
 
     Args:
         name_or_folder: "captioned_shapes", or a folder. A folder with subfolders `train` and `test` has these
@@ -83,8 +61,6 @@ def open_source(name_or_folder: str | Path, split: str, data_dir: str | Path, **
     """
     if str(name_or_folder) == "captioned_shapes":
         return ShapesSource(data_dir, split, **options)
-
-    from unclip_jax.data.folder import FolderSource
 
     folder = Path(name_or_folder).expanduser()
     if not folder.is_dir():

@@ -5,21 +5,18 @@
 (3)  x_0' = clip(x_0, -m, m) l / m, with m = l if static, and m = max(l, quantile(|x_0|)) per example if
      dynamic (Imagen, arXiv 2205.11487, sec. 2.3)
 
-Eq. 1 and 2 act on the network's own prediction, be it eps, x_0 or v; eq. 3 acts on x_0, in the sampling loop.
+Eq. 1 and 2 act on the network's own prediction, whatever the process says that it is; eq. 3 acts on x_0, in the
+sampling loop.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from unclip_jax.diffusion.gaussian import Process
-
-ModelFn = Callable[[Float[Array, " b *dims"], Int[Array, " b"], PyTree], Float[Array, " b *channels"]]
-"""(x_t, t, cond) -> output, the waist between the mathematics and the networks. t is the training step."""
+from unclip_jax.diffusion.process import ModelFn, Process, expand
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,21 +26,22 @@ class Guidance:
     Attributes:
         scale: s of eq. 1; 1 is the conditional model itself, at no extra cost.
         rescale: phi of eq. 2, in [0, 1].
-        interval: training steps (lowest, highest), both included, outside which s = 1; None for all.
+        interval: times (lowest, highest), both included, outside which s = 1, in the units that networks are
+            conditioned on; None for all.
     """
 
     scale: float = 1.0
     rescale: float = 0.0
-    interval: tuple[int, int] | None = None
+    interval: tuple[int | float, int | float] | None = None
 
     def __post_init__(self):
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"guidance rescale must lie between 0 and 1; got {self.rescale}")
         if self.interval is not None and self.interval[0] > self.interval[1]:
-            raise ValueError(f"guidance interval must be (lowest, highest) step; got {self.interval}")
+            raise ValueError(f"guidance interval must be (lowest, highest); got {self.interval}")
 
     def wrap(self, process: Process, model_fn: ModelFn) -> ModelFn:
-        """A ModelFn that runs [unconditional, conditional] as one batch and returns eq. 1 and 2 in float32.
+        """Return a ModelFn that runs [unconditional, conditional] as one batch and returns eq. 1 and 2 in float32.
 
         `cond.null()` must be the unconditional twin of `cond`, leaf for leaf. Learned variance channels come
         from the conditional half, unguided.
@@ -51,21 +49,21 @@ class Guidance:
         if self.scale == 1:
             return model_fn
 
-        def guided_fn(x_t: Array, t: Array, cond: PyTree) -> Array:
+        def guided_fn(x_t: Array, time: Array, cond: PyTree) -> Array:
             if not hasattr(cond, "null"):
                 raise ValueError("guidance needs a cond with a null() method, its unconditional twin")
             both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), cond.null(), cond)
-            output = model_fn(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both).astype(jnp.float32)
+            output = model_fn(jnp.concatenate([x_t, x_t]), jnp.concatenate([time, time]), both).astype(jnp.float32)
             prediction, variance_channels = process.split(output)
             unconditional, conditional = jnp.split(prediction, 2)
-            result = self._combine(unconditional, conditional, t)
+            result = self._combine(unconditional, conditional, time)
             if variance_channels is None:
                 return result
             return jnp.concatenate([result, jnp.split(variance_channels, 2)[1]], axis=-1)
 
         return guided_fn
 
-    def _combine(self, unconditional: Array, conditional: Array, t: Array) -> Array:
+    def _combine(self, unconditional: Array, conditional: Array, time: Array) -> Array:
         guided = unconditional + self.scale * (conditional - unconditional)
         if self.rescale:
             ratio = _std(conditional) / jnp.maximum(_std(guided), jnp.finfo(jnp.float32).tiny)
@@ -73,7 +71,7 @@ class Guidance:
         if self.interval is None:
             return guided
         lowest, highest = self.interval
-        inside = ((t >= lowest) & (t <= highest)).reshape(t.shape + (1,) * (guided.ndim - 1))
+        inside = expand((time >= lowest) & (time <= highest), guided.ndim)
         return jnp.where(inside, guided, conditional)
 
 
@@ -100,6 +98,7 @@ class Threshold:
             raise ValueError(f"threshold percentile must lie in (0, 1]; got {self.percentile}")
 
     def apply(self, x_0: Float[Array, " b *dims"]) -> Float[Array, " b *dims"]:
+        """Return x_0 by eq. 3."""
         match self.kind:
             case "none":
                 return x_0

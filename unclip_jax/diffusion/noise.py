@@ -8,9 +8,8 @@ With `KeyNoise` each example has a stream of its own,
 so what an example gets depends on its index alone, not on the batch or the device it is drawn in.
 """
 
-import dataclasses
 import os
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,38 +22,19 @@ class NoiseSource(Protocol):
     """Standard normal noise for one run of a sampler; a pytree."""
 
     def check(self, shape: tuple[int, ...], num_steps: int) -> None:
-        """Raises ValueError unless x_T of this shape and the noise of `num_steps` steps can be had."""
+        """Raise ValueError unless x_T of this shape and the noise of `num_steps` steps can be had."""
         ...
 
     def initial(self, shape: tuple[int, ...]) -> Float[Array, " b *dims"]:
-        """x_T."""
+        """Return x_T."""
         ...
 
     def step(self, i: int | Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, " b *dims"]:
-        """The noise of the i-th step in sampling order, from 0; i may be traced."""
+        """Return the noise of the i-th step in sampling order, from 0; i may be traced."""
         ...
 
 
-def _register_pytree(cls: type) -> type:
-    """A dataclass as a pytree of its fields, rebuilt without __init__: JAX makes trees of shapes and such too."""
-    names = [field.name for field in dataclasses.fields(cls)]
-
-    def flatten(source):
-        return [(jax.tree_util.GetAttrKey(name), getattr(source, name)) for name in names], None
-
-    def unflatten(_, leaves):
-        source = object.__new__(cls)
-        for name, leaf in zip(names, leaves, strict=True):
-            object.__setattr__(source, name, leaf)
-        return source
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-    return cls
-
-
-@_register_pytree
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KeyNoise:
+class KeyNoise(NamedTuple):
     """Noise from a key (eq. 1, 2), of a kind whose draws under vmap depend on their own key alone: threefry,
     the default, and not rbg.
 
@@ -86,9 +66,7 @@ class KeyNoise:
         return jax.lax.optimization_barrier(jax.vmap(one)(self.indices))
 
 
-@_register_pytree
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TapeNoise:
+class TapeNoise(NamedTuple):
     """Noise replayed from arrays.
 
     Attributes:
@@ -116,18 +94,22 @@ class TapeNoise:
 
     @classmethod
     def record(cls, source: NoiseSource, shape: tuple[int, ...], num_steps: int) -> "TapeNoise":
-        """What `source` would give a sampler of `num_steps` steps."""
+        """Record what `source` would give a sampler of `num_steps` steps."""
         steps = jax.vmap(lambda i: source.step(i, shape))(jnp.arange(num_steps))
         return cls(x_T=source.initial(shape), steps=steps)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes an .npz with the float32 arrays `x_T` and `steps`."""
+        """Write an .npz with the float32 arrays `x_T` and `steps`."""
         with open(path, "wb") as file:
             np.savez(file, x_T=np.asarray(self.x_T), steps=np.asarray(self.steps))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "TapeNoise":
-        """Raises: ValueError if the file is not such an .npz."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is not such an .npz.
+        """
         with np.load(path, allow_pickle=False) as tape:
             missing = {"x_T", "steps"} - set(tape.files)
             if missing:

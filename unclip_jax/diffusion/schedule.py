@@ -26,13 +26,14 @@ A schedule may end in noise alone, alpha_bar = 0, once the signal of every row i
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import numpy as np
 from jaxtyping import Float64, Int64
 
-Spacing = Literal["linspace", "leading", "trailing", "karras"]
+from unclip_jax.diffusion.process import Spacing, check_steps
+
 MAX_BETA = 0.999
 KARRAS_RHO = 7
 
@@ -190,9 +191,3 @@ class Schedule:
     def posterior_x_t(self) -> Float64[np.ndarray, " t"]:
         """Coefficient of x_t in eq. 3; exactly 0 in the first row."""
         return np.sqrt(1 - self.beta) * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
-
-
-def check_steps(num_steps: int) -> None:
-    """Raises: ValueError unless it is a whole number of at least 1."""
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1; got {num_steps!r}")

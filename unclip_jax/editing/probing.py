@@ -5,16 +5,20 @@
 decoded from one x_T for all k: the first components hold what the picture is of, the later ones its details.
 """
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from unclip_jax.bundle.basis import Basis
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.npz import read_npz
+from unclip_jax.systems.basis import Basis
+from unclip_jax.systems.system import System
 
 
 def fit_basis(z_i: Float[np.ndarray, "n d"], num_components: int | None = None) -> Basis:
-    """Equation (1)'s basis, in float64; all min(n - 1, d) components by default.
+    """Fit the basis of equation (1), in float64; all min(n - 1, d) components by default.
 
     Raises UserError for fewer than two embeddings, or fewer than components that are asked for.
     """
@@ -34,10 +38,22 @@ def fit_basis(z_i: Float[np.ndarray, "n d"], num_components: int | None = None) 
 
 
 def project(z_i: Float[Array, "b d"], basis: Basis, k: int) -> Float[Array, "b d"]:
-    """Equation (1), with the length that z_i has: a decoder has seen no other."""
+    """Compute equation (1), rescaled to the length of z_i: a decoder was trained on no other."""
     if not 0 <= k <= len(basis.components):
         raise UserError(f"the basis has {len(basis.components)} components; ask for 0 to that many, not {k}")
     some = basis.components[:k]
     kept = basis.mean + jnp.matmul(jnp.matmul(z_i - basis.mean, some.T, precision="highest"), some, precision="highest")
     length = jnp.linalg.norm(z_i, axis=1, keepdims=True)
     return kept * length / jnp.maximum(jnp.linalg.norm(kept, axis=1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+
+def basis_of(system: System, path: Path | None = None) -> Basis:
+    """Return the components of an .npz, or of the bundle; UserError where there are none."""
+    if path is not None:
+        width = system.encoder("clip").clip.embed_dim
+        shapes = {"mean": (width,), "components": ("k", width), "variance": ("k",)}
+        return Basis(**{name: jnp.asarray(array) for name, array in read_npz(path, shapes)[0].items()})
+    if system.basis is None:
+        make = "python -m train.measure BUNDLE --data FOLDER"
+        raise UserError(f"bundle {system.name} has no principal components; run {make}, or give --basis FILE.npz")
+    return system.basis

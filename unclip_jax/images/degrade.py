@@ -54,7 +54,7 @@ DCT = DCT.astype(np.float32)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRes:
-    """How an upsampler's condition is made.
+    """The low-resolution condition of an upsampler.
 
     Attributes:
         scale: high resolution over low resolution.
@@ -78,7 +78,7 @@ class LowRes:
             raise UserError(f"strength is {self.strength}; it must lie in [0, 1]")
 
     def from_high(self, x_high: Float[Array, "b H W c"], keys: Key[Array, " b"]) -> Float[Array, "b h w c"]:
-        """Equation (1): degraded low-resolution images; each depends on its own key alone, not on the batch.
+        """Compute equation (1): degraded low-resolution images; each depends on its own key alone, not on the batch.
 
         Raises UserError where the size is not a multiple of the scale.
         """
@@ -94,12 +94,12 @@ class LowRes:
         return x_low
 
     def condition(self, x_low: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
-        """Equation (2): low-resolution images at the size of the upsampler's own."""
+        """Compute equation (2): low-resolution images at the size of the upsampler's own."""
         return resize(x_low, x_low.shape[1] * self.scale)
 
 
 def jpeg(x: Float[Array, "h w 3"], quality: Float[Array, ""]) -> Float[Array, "h w 3"]:
-    """An image in [-1, 1] after JPEG at a quality of 1 ... 100 as in libjpeg, chroma at full resolution."""
+    """Compress an image in [-1, 1] by JPEG at a quality of 1 ... 100 as in libjpeg, chroma at full resolution."""
     height, width, _ = x.shape
     rows, columns = -(-height // 8), -(-width // 8)
     padded = jnp.pad(x, ((0, rows * 8 - height), (0, columns * 8 - width), (0, 0)), mode="edge")
@@ -130,7 +130,7 @@ def _bsr(x: Float[Array, "h w 3"], key: Key[Array, ""], *, strength: float) -> F
 
 
 def _random_blur(x: Float[Array, "h w c"], key: Key[Array, ""], *, strength: float) -> Float[Array, "h w c"]:
-    """A Gaussian of random widths and angle; isotropic for half of the keys."""
+    """Blur by a Gaussian of random widths and angle; isotropic for half of the keys."""
     sigma_key, angle_key, kind_key = jax.random.split(key, 3)
     low, high = BSR_SIGMA
     sigma = jax.random.uniform(sigma_key, (2,), minval=low, maxval=low + strength * (high - low))
@@ -140,7 +140,7 @@ def _random_blur(x: Float[Array, "h w c"], key: Key[Array, ""], *, strength: flo
 
 
 def _random_resize(x: Float[Array, "h w c"], key: Key[Array, ""], *, strength: float) -> Float[Array, "h w c"]:
-    """Down by a random ratio and back up, each by a random method, as one matrix per axis."""
+    """Resize down by a random ratio and back up, each by a random method, as one matrix per axis."""
     rows = jnp.asarray(_down_up_matrices(x.shape[0], strength))
     columns = jnp.asarray(_down_up_matrices(x.shape[1], strength))
     index = jax.random.randint(key, (), 0, len(rows))
@@ -149,7 +149,7 @@ def _random_resize(x: Float[Array, "h w c"], key: Key[Array, ""], *, strength: f
 
 @functools.lru_cache(maxsize=32)
 def _down_up_matrices(size: int, strength: float) -> np.ndarray:
-    """[k size size]: each pair of methods at each ratio, as one matrix of the kind of `resize.weights`."""
+    """Return [k size size]: each pair of methods at each ratio, as one matrix of the kind of `resize.weights`."""
     small = [max(1, round(size * (1 - strength * (1 - ratio)))) for ratio in BSR_RATIOS]
     return np.stack(
         [
@@ -162,7 +162,7 @@ def _down_up_matrices(size: int, strength: float) -> np.ndarray:
 
 
 def _random_noise(x: Float[Array, "h w c"], key: Key[Array, ""], *, strength: float) -> Float[Array, "h w c"]:
-    """Gaussian noise of a random level, in colour or (half of the keys) in grey."""
+    """Add Gaussian noise of a random level, in colour or (half of the keys) in grey."""
     level_key, kind_key, noise_key = jax.random.split(key, 3)
     low, high = BSR_NOISE
     level = 2 * jax.random.uniform(level_key, minval=strength * low, maxval=strength * high)
@@ -189,7 +189,7 @@ def _gaussian_kernel(
 
 
 def _filter(x: Float[Array, "h w c"], kernel: Float[Array, "k k"]) -> Float[Array, "h w c"]:
-    """Convolution with a symmetric kernel, borders mirrored."""
+    """Convolve with a symmetric kernel, borders mirrored."""
     size, (height, width, _) = kernel.shape[0], x.shape
     padded = jnp.pad(x, ((size // 2, size // 2), (size // 2, size // 2), (0, 0)), mode="reflect")
     # A sum of shifted images fuses into one loop, where a convolution with one kernel per example does not.

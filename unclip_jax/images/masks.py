@@ -1,10 +1,10 @@
-"""Random holes, which a network that inpaints learns to fill (2112.10741, section 3.3).
+"""Random masks for training an inpainting network (2112.10741, section 3.3).
 
-Each hole is one of four kinds, all equally likely but the last, which comes as often as the caller says:
+Each mask is one of four kinds, all equally likely but the last, which comes as often as the caller says:
 
     boxes     one to three of them, anywhere
     frame     all but one box, as when a picture is continued beyond its edges
-    stroke    a thick line through five points, as drawn by hand
+    stroke    a thick line through five points, as by hand
     whole     everything
 """
 
@@ -20,12 +20,13 @@ STROKE = (0.04, 0.15)
 """Smallest and largest half width of a stroke."""
 
 
-def draw_holes(keys: Key[Array, " b"], size: int, whole: float) -> Bool[Array, "b {size} {size}"]:
-    """One hole per key, for images of `size` px; never empty. `whole` is the share that covers everything."""
-    return jax.vmap(lambda key: _hole(key, size, whole))(keys)
+def random_masks(keys: Key[Array, " b"], size: int, whole: float) -> Bool[Array, "b {size} {size}"]:
+    """Sample one mask per key, True where to generate, for images of `size` px; never empty. `whole` is the share that
+    covers everything."""
+    return jax.vmap(lambda key: _mask(key, size, whole))(keys)
 
 
-def _hole(key: Key[Array, ""], size: int, whole: float) -> Bool[Array, "{size} {size}"]:
+def _mask(key: Key[Array, ""], size: int, whole: float) -> Bool[Array, "{size} {size}"]:
     kind_key, whole_key, count_key, box_key, stroke_key = jax.random.split(key, 5)
     boxes = jax.vmap(lambda key: _box(key, size))(jax.random.split(box_key, MAX_BOXES))
     counted = jnp.arange(MAX_BOXES) < jax.random.randint(count_key, (), 1, MAX_BOXES + 1)
@@ -34,7 +35,7 @@ def _hole(key: Key[Array, ""], size: int, whole: float) -> Bool[Array, "{size} {
 
 
 def _pixels(size: int) -> tuple[Float[Array, "{size} 1"], Float[Array, "1 {size}"]]:
-    """y and x of the pixels' middles, in units of the image's side."""
+    """Return y and x of the pixels' middles, in units of the image's side."""
     centres = (jnp.arange(size) + 0.5) / size
     return centres[:, None], centres[None]
 
@@ -53,8 +54,8 @@ def _box(key: Key[Array, ""], size: int) -> Bool[Array, "{size} {size}"]:
 
 
 def _stroke(key: Key[Array, ""], size: int) -> Bool[Array, "{size} {size}"]:
-    """All that is near the line: the distance from a point p to the segment a b is |p - a - s (b - a)| at
-    s = clip(<p - a, b - a> / |b - a|^2, 0, 1)."""
+    """Mask all that is near a line: the distance from a point p to the segment a b is |p - a - s (b - a)| at s =
+    clip(<p - a, b - a> / |b - a|^2, 0, 1)."""
     points_key, width_key = jax.random.split(key)
     points = jax.random.uniform(points_key, (POINTS, 2))
     radius = jax.random.uniform(width_key, (), minval=STROKE[0], maxval=STROKE[1])

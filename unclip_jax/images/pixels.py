@@ -26,12 +26,12 @@ def to_float(images: UInt8[np.ndarray, "*b h w c"]) -> Float[np.ndarray, "*b h w
 @overload
 def to_float(images: UInt8[jax.Array, "*b h w c"]) -> Float[jax.Array, "*b h w c"]: ...
 def to_float(images: UInt8[AnyArray, "*b h w c"]) -> Float[AnyArray, "*b h w c"]:
-    """Equation (1): uint8 to float32 in [-1, 1]; numpy stays numpy, and jax arrays may be traced."""
+    """Convert, by equation (1), uint8 to float32 in [-1, 1]; numpy stays numpy, and jax arrays may be traced."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def to_uint8(images: Float[AnyArray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w c"]:
-    """Equation (2): floats, clipped to [-1, 1], to uint8. The inverse of `to_float` on its image.
+    """Convert, by equation (2), floats, clipped to [-1, 1], to uint8. The inverse of `to_float` on its image.
 
     Raises:
         UserError: if a pixel is not finite.
@@ -43,7 +43,7 @@ def to_uint8(images: Float[AnyArray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w c
 
 
 def grid(images: UInt8[np.ndarray, "n h w 3"], columns: int | None = None) -> UInt8[np.ndarray, "grid_h grid_w 3"]:
-    """Lays n images out row by row with white lines between them; nearly square if `columns` is None."""
+    """Lay n images out row by row with white lines between them; nearly square if `columns` is None."""
     num_images, height, width, _ = images.shape
     columns = min(columns or math.ceil(math.sqrt(num_images)), num_images)
     rows = math.ceil(num_images / columns)

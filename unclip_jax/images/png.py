@@ -8,11 +8,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.files import replacing
+from unclip_jax.core.files import atomic_write
 
 
 def save_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"], text: dict[str, str]) -> None:
-    """Writes a PNG that carries `text` (UTF-8 iTXt chunks, one per key); the file is never seen half-written.
+    """Write a PNG that carries `text` (UTF-8 iTXt chunks, one per key); the file is written whole or not at all.
 
     Raises:
         UserError: if the name does not end in .png.
@@ -23,12 +23,12 @@ def save_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"], text: dict[str
     info = PngInfo()
     for key, value in text.items():
         info.add_itxt(key, value)
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         Image.fromarray(image).save(draft, format="PNG", pnginfo=info)
 
 
 def read_text(path: str | Path) -> dict[str, str]:
-    """The text that a PNG carries, in file order; empty if none.
+    """Read the text that a PNG carries, in file order; empty if none.
 
     Raises:
         UserError: if the file is not there, not an image, or damaged.

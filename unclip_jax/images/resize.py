@@ -18,7 +18,7 @@ Method = Literal["bicubic", "nearest", "area"]
 
 
 def resize(images: Float[Array, "b h w c"], size: int, method: Method = "bicubic") -> Float[Array, "b {size} {size} c"]:
-    """Images at `size` x `size` px, in their own dtype.
+    """Resize images to `size` x `size` px, in their own dtype.
 
     "bicubic" (Keys, a = -1/2) widens its kernel when it shrinks, so it is antialiased and equal to
     `jax.image.resize(..., "cubic")`; "area" averages what each output pixel covers; "nearest" takes the pixel
@@ -34,7 +34,7 @@ def resize(images: Float[Array, "b h w c"], size: int, method: Method = "bicubic
         return images.reshape(b, size, height // size, size, width // size, c).mean(axis=(2, 4))
     dtype = images.dtype
     images = images.astype(jnp.float32)
-    # Unless told otherwise, accelerators multiply float32 in bfloat16, whose 8 bits pixels already need.
+    # By default, accelerators multiply float32 in bfloat16, whose 8 bits pixels already need.
     images = jnp.einsum("bhwc,hH->bHwc", images, weights(height, size, method), precision="highest")
     images = jnp.einsum("bhwc,wW->bhWc", images, weights(width, size, method), precision="highest")
     return images.astype(dtype)
@@ -54,7 +54,7 @@ def _nearest_rows(size_in: int, size_out: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def weights(size_in: int, size_out: int, method: Method) -> Float32[np.ndarray, "{size_in} {size_out}"]:
-    """The matrix W of equation (1) for one axis; columns sum to 1."""
+    """Return the matrix W of equation (1) for one axis; columns sum to 1."""
     ratio = size_in / size_out
     if method == "nearest":
         return np.eye(size_in, dtype=np.float32)[:, _nearest_rows(size_in, size_out)]
@@ -69,7 +69,7 @@ def weights(size_in: int, size_out: int, method: Method) -> Float32[np.ndarray, 
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic kernel with a = -1/2, at distances x >= 0."""
+    """Return Keys' cubic kernel with a = -1/2, at distances x >= 0."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0))

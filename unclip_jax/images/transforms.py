@@ -21,14 +21,14 @@ MAX_IMAGE_PIXELS = 89_478_485
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-class BrokenImage(UserError):
+class BrokenImageError(UserError):
     """An image file that cannot be read in full: not an image, truncated, too large or of an unknown kind."""
 
 
 def read_image(file: str | Path | bytes, *, name: str | None = None) -> Image.Image:
-    """Reads an image file (a path or its bytes) in full: upright, mode RGB; the first frame of an animation.
+    """Read an image file (a path or its bytes) in full: upright, mode RGB; the first frame of an animation.
 
-    Raises BrokenImage, naming `name` (the path where none is given).
+    Raises BrokenImageError, naming `name` (the path where none is given).
     """
     name = name or ("image" if isinstance(file, bytes) else os.fspath(file))
     try:
@@ -37,21 +37,23 @@ def read_image(file: str | Path | bytes, *, name: str | None = None) -> Image.Im
                 raise Image.DecompressionBombError
             return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenImage(f"{name}: larger than the limit of {MAX_IMAGE_PIXELS:,} pixels; make it smaller") from error
+        raise BrokenImageError(
+            f"{name}: larger than the limit of {MAX_IMAGE_PIXELS:,} pixels; make it smaller"
+        ) from error
     except Image.UnidentifiedImageError as error:
-        raise BrokenImage(f"{name}: not an image that Pillow can read; convert it to PNG or JPEG") from error
-    except BrokenImage as error:
-        raise BrokenImage(f"{name}: {error}") from error
+        raise BrokenImageError(f"{name}: not an image that Pillow can read; convert it to PNG or JPEG") from error
+    except BrokenImageError as error:
+        raise BrokenImageError(f"{name}: {error}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BrokenImage(f"{name}: cannot be read ({reason}); replace the file") from error
+        raise BrokenImageError(f"{name}: cannot be read ({reason}); replace the file") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as upright RGB of 8 bits.
+    """Convert an image of any mode to upright RGB of 8 bits.
 
     Transparency is composited over white. 16-bit greyscale is scaled to 8 bits, where Pillow would clip it;
-    floating point is taken as [0, 1]. Raises BrokenImage for integers past 16 bits and floats outside [0, 1].
+    floating point is taken as [0, 1]. Raises BrokenImageError for integers past 16 bits and floats outside [0, 1].
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and not image.has_transparency_data:
@@ -69,22 +71,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _scale_to_bytes(image: Image.Image, limit: np.float64, kind: str) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     if not (values.min() >= 0 and values.max() <= limit):
-        raise BrokenImage(f"an image of mode {image.mode} must hold {kind}; convert it to 8-bit PNG")
+        raise BrokenImageError(f"an image of mode {image.mode} must hold {kind}; convert it to 8-bit PNG")
     return Image.fromarray(np.round(values * (255 / limit)).astype(np.uint8))
 
 
 def square_crop(image: Image.Image) -> Image.Image:
-    """The largest centred square."""
+    """Crop the largest centred square."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image if image.width == image.height else image.crop((left, top, left + side, top + side))
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """A square image at `size` x `size` px by antialiased bicubic, in one step whatever the ratio."""
+    """Resize a square image to `size` x `size` px by antialiased bicubic, in one step whatever the ratio."""
     return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def fit(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The centred square of an RGB image at `size` x `size` px, as an array."""
+    """Fit the centred square of an RGB image to `size` x `size` px, as an array."""
     return np.array(resize(square_crop(image), size))

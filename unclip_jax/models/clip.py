@@ -11,22 +11,24 @@ Either tower may be absent: Karlo, for one, ships the text tower alone.
 """
 
 import functools
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
-from unclip_jax.models.base import Dtype, abstract, apply_module, check_heads, init_module
+from unclip_jax.models.base import Dtype, Network, apply_module, check_heads, init_module
+from unclip_jax.models.rules import BLOCKS, EMBEDDINGS, REST
 from unclip_jax.nn.attention import Implementation
 from unclip_jax.nn.norms import layer_norm
 from unclip_jax.nn.remat import Remat
 from unclip_jax.nn.transformer import Activation, Transformer, causal_mask
+from unclip_jax.parallel.rules import Rules
 
 MAX_LOGIT_SCALE = 4.6051702  # log 100, equation (3)
 
@@ -35,15 +37,17 @@ MAX_LOGIT_SCALE = 4.6051702  # log 100, equation (3)
 class VisionSpec:
     """The image tower. `image_size` and `patch_size` in pixels; `mlp_width` is 4 x `width` unless given."""
 
+    RENAMED: ClassVar = {"depth": "num_layers", "heads": "num_heads"}
+
     image_size: int
     patch_size: int
     width: int
-    depth: int
-    heads: int
+    num_layers: int
+    num_heads: int
     mlp_width: int | None = None
 
     def __post_init__(self) -> None:
-        check_heads("vision", self.width, self.heads)
+        check_heads("vision", self.width, self.num_heads)
         if self.image_size % self.patch_size:
             raise UserError(f"vision: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
@@ -54,23 +58,35 @@ class TextSpec:
     4 x `width` unless given.
     """
 
+    RENAMED: ClassVar = {"depth": "num_layers", "heads": "num_heads"}
+
     vocab_size: int
     context: int
     width: int
-    depth: int
-    heads: int
+    num_layers: int
+    num_heads: int
     eos_id: int
     mlp_width: int | None = None
 
     def __post_init__(self) -> None:
-        check_heads("text", self.width, self.heads)
+        check_heads("text", self.width, self.num_heads)
+
+    def shared_sizes(self) -> dict[str, int]:
+        """Return the sizes that the tokenizer decides, as `Network.shared_sizes`."""
+        return {"context": self.context, "vocab_size": self.vocab_size, "eos_id": self.eos_id}
+
+    def fitted(self, sizes: Mapping[str, int]) -> "TextSpec":
+        """Return the same tower, reading other tokens."""
+        return replace(self, **{name: sizes.get(name, value) for name, value in self.shared_sizes().items()})
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPSpec:
+class CLIPSpec(Network):
     """The towers. `image_mean` and `image_std` are per RGB channel, of images in [0, 1]. Without `projection` W_i and
     W_t of equations (1) and (2) are left out; without `contrastive` there is no logit scale, so no equation (3).
     """
+
+    TAG: ClassVar = ("network", "clip")
 
     embed_dim: int
     vision: VisionSpec | None = None
@@ -109,6 +125,37 @@ class CLIPSpec:
             raise UserError("this CLIP has no text tower, it sees images only; use one that reads captions")
         return self.text
 
+    def apply(self, params: Params, images: Float[Array, "b h w 3"], tokens: Int[Array, "c n"]) -> Float[Array, "b c"]:
+        """Compute equation (3): logits [image, text]; in training, of a batch of pairs."""
+        return apply_module(CLIP(self), params, images, tokens)
+
+    def encode_image(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Encode images in [-1, 1] of the tower's size: z_i."""
+        return apply_module(CLIP(self), params, images, method="encode_image")
+
+    def encode_text(self, params: Params, tokens: Int[Array, "b n"]) -> "TextFeatures":
+        """Encode tokenised captions: z_t and hidden states."""
+        return apply_module(CLIP(self), params, tokens, method="encode_text")
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        images = tokens = None
+        if self.vision is not None:
+            images = jnp.zeros((1, self.vision.image_size, self.vision.image_size, 3))
+        if self.text is not None:
+            tokens = jnp.zeros((1, self.text.context), jnp.int32)
+        return init_module(CLIP(self), key, images, tokens, method="touch")
+
+    def sharding_rules(self) -> Rules:
+        return (*BLOCKS, *(() if self.text is None else EMBEDDINGS), *REST)
+
+    def describe(self) -> str:
+        towers = [f"images {self.vision.image_size} px"] if self.vision is not None else []
+        return ", ".join(towers + ([f"captions {self.text.context} tokens"] if self.text is not None else []))
+
+    def shared_sizes(self) -> dict[str, int]:
+        sizes = {"embed_dim": self.embed_dim}
+        return sizes if self.text is None else sizes | {"text_width": self.text.width} | self.text.shared_sizes()
+
 
 @struct.dataclass
 class TextFeatures:
@@ -116,23 +163,6 @@ class TextFeatures:
 
     z_t: Float[Array, "b d"]
     hidden: Float[Array, "b n w"]
-
-
-@struct.dataclass
-class EncodedCaption:
-    """A caption as the networks behind CLIP read it; `mask` is True from the first token to end-of-text."""
-
-    z_t: Float[Array, "b d"]
-    hidden: Float[Array, "b n w"]
-    mask: Bool[Array, "b n"]
-
-    def replaced(self, drop: Bool[Array, " b"], other: "EncodedCaption") -> "EncodedCaption":
-        """`other` in the rows where `drop` is True."""
-
-        def choose(mine: Array, theirs: Array) -> Array:
-            return jnp.where(drop.reshape(-1, *[1] * (mine.ndim - 1)), theirs, mine)
-
-        return jax.tree.map(choose, self, other)
 
 
 class CLIP(nn.Module):
@@ -159,14 +189,14 @@ class CLIP(nn.Module):
                 "vision_positions", normal(vision.width**-0.5), (num_patches + 1, vision.width)
             )
             self.norm_pre = layer_norm(dtype, "norm_pre")
-            self.vision_blocks = transformer(vision.depth, vision.heads, vision.mlp_width)
+            self.vision_blocks = transformer(vision.num_layers, vision.num_heads, vision.mlp_width)
             self.norm_post = layer_norm(dtype, "norm_post")
             if spec.projection:
                 self.image_projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=dtype)
         if (text := spec.text) is not None:
             self.token_embed = nn.Embed(text.vocab_size, text.width, dtype=dtype, embedding_init=normal(0.02))
             self.text_positions = self.param("text_positions", normal(0.01), (text.context, text.width))
-            self.text_blocks = transformer(text.depth, text.heads, text.mlp_width)
+            self.text_blocks = transformer(text.num_layers, text.num_heads, text.mlp_width)
             self.norm_final = layer_norm(dtype, "norm_final")
             if spec.projection:
                 self.text_projection = nn.Dense(spec.embed_dim, use_bias=False, dtype=dtype)
@@ -174,7 +204,7 @@ class CLIP(nn.Module):
             self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592600), ())  # log(1 / 0.07)
 
     def encode_image(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Equation (1): z_i, float32, of images in [-1, 1] that already have the tower's size."""
+        """Compute equation (1): z_i, float32, of images in [-1, 1] that already have the tower's size."""
         b, p = images.shape[0], self.spec.image_tower.patch_size
         side = self.spec.image_tower.image_size // p
         mean, std = jnp.array(self.spec.image_mean), jnp.array(self.spec.image_std)
@@ -188,7 +218,8 @@ class CLIP(nn.Module):
         return self._finish(self.image_projection(pooled) if self.spec.projection else pooled)
 
     def encode_text(self, tokens: Int[Array, "b n"]) -> TextFeatures:
-        """Equation (2): z_t and hidden states. What follows the first end-of-text token has no influence on z_t."""
+        """Compute equation (2): z_t and hidden states. What follows the first end-of-text token has no influence on
+        z_t."""
         x = self.token_embed(tokens) + self.text_positions.astype(self.spec.dtype)
         hidden = self.norm_final(self.text_blocks(x, causal_mask(tokens.shape[1])))
         end = jnp.argmax(tokens == self.spec.text_tower.eos_id, axis=1)
@@ -197,12 +228,12 @@ class CLIP(nn.Module):
         return TextFeatures(z_t=z_t, hidden=hidden.astype(jnp.float32))
 
     def __call__(self, images: Float[Array, "b h w 3"], tokens: Int[Array, "c n"]) -> Float[Array, "b c"]:
-        """Equation (3): logits [image, text]; in training, of a batch of pairs."""
+        """Compute equation (3): logits [image, text]; in training, of a batch of pairs."""
         z_i, z_t = unit(self.encode_image(images)), unit(self.encode_text(tokens).z_t)
         return jnp.exp(jnp.minimum(self.logit_scale, MAX_LOGIT_SCALE)) * z_i @ z_t.T
 
     def touch(self, images: Array | None, tokens: Array | None) -> None:
-        """Runs the towers that there are, so that their parameters come to be."""
+        """Run the towers that there are, so that their parameters are created."""
         if images is not None:
             self.encode_image(images)
         if tokens is not None:
@@ -214,51 +245,19 @@ class CLIP(nn.Module):
 
 
 def unit(z: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """z / |z|."""
+    """Return z / |z|."""
     return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
 
 
-def apply(
-    spec: CLIPSpec, params: Params, images: Float[Array, "b h w 3"], tokens: Int[Array, "c n"]
-) -> Float[Array, "b c"]:
-    """Equation (3): logits [image, text]; in training, of a batch of pairs."""
-    return apply_module(CLIP(spec), params, images, tokens)
-
-
-def encode_image(spec: CLIPSpec, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-    """z_i of images in [-1, 1] of the tower's size."""
-    return apply_module(CLIP(spec), params, images, method="encode_image")
-
-
-def encode_text(spec: CLIPSpec, params: Params, tokens: Int[Array, "b n"]) -> TextFeatures:
-    """z_t and hidden states of tokenised captions."""
-    return apply_module(CLIP(spec), params, tokens, method="encode_text")
-
-
-def init_params(spec: CLIPSpec, key: Key[Array, ""]) -> Params:
-    """Random parameters, float32."""
-    images = tokens = None
-    if spec.vision is not None:
-        images = jnp.zeros((1, spec.vision.image_size, spec.vision.image_size, 3))
-    if spec.text is not None:
-        tokens = jnp.zeros((1, spec.text.context), jnp.int32)
-    return init_module(CLIP(spec), key, images, tokens, method="touch")
-
-
-def abstract_params(spec: CLIPSpec) -> Params:
-    """The tree of `init_params` as shapes only."""
-    return abstract(init_params, spec)
-
-
 def vit_h16() -> CLIPSpec:
-    """The CLIP of the unCLIP paper: ViT-H/16 at 256 px, text width 1024 and depth 24 (2204.06125, section 2).
+    """Return the CLIP of the unCLIP paper: ViT-H/16 at 256 px, text width 1024 and depth 24 (2204.06125, section 2).
 
     Its text context is not in the paper; 256 is that of the prior and the decoder, so that one tokenisation serves all.
     """
     return CLIPSpec(
         embed_dim=1024,
-        vision=VisionSpec(image_size=256, patch_size=16, width=1280, depth=32, heads=16),
-        text=TextSpec(vocab_size=49408, context=256, width=1024, depth=24, heads=16, eos_id=49407),
+        vision=VisionSpec(image_size=256, patch_size=16, width=1280, num_layers=32, num_heads=16),
+        text=TextSpec(vocab_size=49408, context=256, width=1024, num_layers=24, num_heads=16, eos_id=49407),
         dtype="bfloat16",
         remat=True,
         scan=True,

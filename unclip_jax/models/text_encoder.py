@@ -12,7 +12,7 @@ from unclip_jax.nn.transformer import Transformer
 
 
 class TextEncoder(nn.Module):
-    """Token ids to one feature vector per token; every token sees every real one, padding is masked."""
+    """Token ids to one feature vector per token; every token attends to every real one, padding is masked."""
 
     spec: TextSpec
     dtype: jnp.dtype
@@ -26,8 +26,8 @@ class TextEncoder(nn.Module):
         x = nn.Embed(spec.vocab_size, spec.width, dtype=self.dtype, embedding_init=normal(0.02), name="tokens")(tokens)
         x = x + self.param("positions", normal(0.01), (spec.context, spec.width)).astype(self.dtype)
         x = Transformer(
-            spec.depth,
-            spec.heads,
+            spec.num_layers,
+            spec.num_heads,
             spec.mlp_width,
             dtype=self.dtype,
             remat=self.remat,

@@ -2,74 +2,88 @@
 
 (1) e = MLP(sinusoid(t)) + W_e z_i + W_y pool(h)              time, image and caption embedding, to every ResBlock
 (2) context = [ reshape(W_c z_i) in 4 tokens | h_1 .. h_n ]   keys and values of every attention block
-(3) output = UNet([x_t | low_res | known], e, context)        3 channels of prediction, 3 more when sigma is learned
+(3) output = UNet([x_t | low_res | masked_image], e, context)   3 channels of prediction, 3 more when sigma is learned
 
 (2204.06125, section 2.1: z_i "projected and added to the timestep embedding" and "to four extra tokens of context";
 2112.10741 for the caption path, h being GLIDE's own text Transformer or CLIP's hidden states; 2105.05233 for the
 network: BigGAN resampling inside ResBlocks, AdaGN, attention at low resolutions with a fixed width per head.)
 
 Upsamplers have neither z_i nor caption nor attention: they see the low-resolution image on the input channels. Either
-can be made for inpainting: what is known of the image itself, and where nothing is, are four input channels more
-(2112.10741, section 3.3).
+can be made for inpainting: the masked image and its mask are four input channels more (2112.10741, section 3.3).
 `patch` > 1 folds patch x patch pixels into channels before the first convolution, so that a small machine can train
 at twice the resolution for the same work.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Key
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Key
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
-from unclip_jax.models.base import Dtype, Null, abstract, apply_module, given, init_module
-from unclip_jax.models.clip import EncodedCaption, TextSpec
+from unclip_jax.models.base import Denoiser, Dtype, Null, apply_module, init_module, require
+from unclip_jax.models.clip import TextSpec
+from unclip_jax.models.cond import EncodedCaption, UNetCond
+from unclip_jax.models.rules import BLOCKS, COLUMNS, EMBEDDINGS, INPUTS, OUTPUTS, REST, ROWS
 from unclip_jax.models.text_encoder import TextEncoder
+from unclip_jax.models.unet_blocks import Block, unet_blocks
 from unclip_jax.nn.attention import ContextAttention, Implementation
 from unclip_jax.nn.conv import Conv3x3, depth_to_space, space_to_depth
 from unclip_jax.nn.embeddings import TimestepMLP
 from unclip_jax.nn.norms import GroupNorm, layer_norm
 from unclip_jax.nn.remat import Remat, rematerialised
 from unclip_jax.nn.resblock import Conditioning, Resample, ResBlock
-from unclip_jax.parallel.layout import split_rows
+from unclip_jax.parallel.layout import shard_batch
+from unclip_jax.parallel.rules import Rules
 
-KNOWN_CHANNELS = 4
-"""The colours of what is known of an image, and whether nothing is."""
+INPAINT_CHANNELS = 4
+"""The colours of the masked image, and the mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetSpec:
-    """`channels` times `channel_mult` is the width of each level, `depth` its ResBlocks, `attention_at` the feature-map
-    sizes (in pixels of a full image) that attend. `embed_dim` is the width of z_i, None for an upsampler. The caption
-    comes through `text` (token ids, an encoder of the decoder's own) or as CLIP hidden states of `text_width`, or not
-    at all; `null` says what stands for none (the encoding of the empty caption asks for `text_width`). `z_i_scale`
-    multiplies z_i at the entrance. `low_res` concatenates a low-resolution image of full size, `inpaints` what is known
-    of the image.
+class UNetSpec(Denoiser):
+    """`channels` times `channel_mult` is the width of each level, `num_blocks` its ResBlocks; `attention_resolutions`
+    are the sizes of feature maps, in pixels, that attend. `embed_dim` is the width of z_i, None for an upsampler. The
+    caption comes through `text` (token ids, an encoder of the decoder's own) or as CLIP hidden states of `text_width`,
+    or not at all; `null` says what stands for none (the encoding of the empty caption needs `text_width`).
+    `z_i_scale` multiplies z_i at the entrance. `low_res` concatenates a low-resolution image of full size, `inpainting`
+    the masked image.
     """
+
+    TAG: ClassVar = ("network", "unet")
+    RENAMED: ClassVar = {
+        "depth": "num_blocks",
+        "attention_at": "attention_resolutions",
+        "image_tokens": "num_image_tokens",
+        "inpaints": "inpainting",
+    }
+    Cond: ClassVar = UNetCond
 
     image_size: int
     channels: int
     channel_mult: tuple[int, ...]
-    depth: int
+    num_blocks: int
     learned_sigma: bool
-    attention_at: tuple[int, ...] = ()
+    attention_resolutions: tuple[int, ...] = ()
     head_channels: int = 64
     conditioning: Conditioning = "scale_shift"
     dropout: float = 0.0
     groups: int = 32
     patch: int = 1
     embed_dim: int | None = None
-    image_tokens: int = 4
+    num_image_tokens: int = 4
     z_i_scale: float = 1.0
     context_width: int = 512
     text: TextSpec | None = None
     text_width: int | None = None
     null: Null = "learned"
     low_res: bool = False
-    inpaints: bool = False
+    inpainting: bool = False
     dtype: Dtype = "float32"
     remat: Remat = False
     scan: bool = False
@@ -84,7 +98,7 @@ class UNetSpec:
             raise UserError(f"unet: image_size {self.image_size} is not a multiple of {self.multiple}")
         for multiplier in self.channel_mult:
             width = self.channels * multiplier
-            if width % self.groups or (self.attention_at and width % self.head_channels):
+            if width % self.groups or (self.attention_resolutions and width % self.head_channels):
                 raise UserError(
                     f"unet: width {width} is not divisible by groups {self.groups} and head_channels "
                     f"{self.head_channels}; change channels or channel_mult"
@@ -98,41 +112,130 @@ class UNetSpec:
     @property
     def in_channels(self) -> int:
         """What a pixel of the input holds."""
-        return 3 + 3 * self.low_res + KNOWN_CHANNELS * self.inpaints
+        return 3 + 3 * self.low_res + INPAINT_CHANNELS * self.inpainting
 
     @property
     def has_caption(self) -> bool:
         """Whether the network reads a caption at all."""
         return self.text is not None or self.text_width is not None
 
+    @property
+    def cond_fields(self) -> frozenset[str]:
+        fields: set[str] = set()
+        if self.embed_dim is not None:
+            fields |= {"z_i", "drop_z_i"}
+        if self.has_caption:
+            fields |= {"mask", "drop_text"} | ({"tokens"} if self.text is not None else {"hidden", "z_t"})
+        if self.null == "empty_caption":
+            fields.add("empty")
+        if self.low_res:
+            fields.add("low_res")
+        return frozenset(fields | {"masked_image"} if self.inpainting else fields)
 
-@struct.dataclass
-class UNetCond:
-    """What a decoder (`z_i` and a caption: `tokens`, or `hidden` with `z_t`) or an upsampler (`low_res`) is told.
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self.image_size, self.image_size, 3
 
-    `low_res` and `known` have the size of x_t; `known` is what `unclip_jax.conditioning.known_part` makes. Where
-    `drop_image` or `drop_text` is True, learned null embeddings stand in; for the caption `empty` does if the spec says
-    so.
-    """
+    @property
+    def learns_variance(self) -> bool:
+        return self.learned_sigma
 
-    z_i: Float[Array, "b d"] | None = None
-    tokens: Int[Array, "b n"] | None = None
-    hidden: Float[Array, "b n w"] | None = None
-    z_t: Float[Array, "b d"] | None = None
-    mask: Bool[Array, "b n"] | None = None
-    drop_image: Bool[Array, " b"] | None = None
-    drop_text: Bool[Array, " b"] | None = None
-    empty: EncodedCaption | None = None
-    low_res: Float[Array, "b h w 3"] | None = None
-    known: Float[Array, "b h w 4"] | None = None
+    def attends(self, level: int) -> bool:
+        """Return whether the blocks of a level attend."""
+        return self.image_size // (self.patch * 2**level) in self.attention_resolutions
 
-    def null(self) -> "UNetCond":
-        """The unconditional condition, for classifier-free guidance; pixels stay."""
-        return dataclasses.replace(
-            self,
-            drop_image=None if self.drop_image is None else jnp.ones_like(self.drop_image),
-            drop_text=None if self.drop_text is None else jnp.ones_like(self.drop_text),
+    def blocks(self) -> list[Block]:
+        """Return all blocks between the two convolutions at either end, in the order in which they run."""
+        widths = [self.channels * multiplier for multiplier in self.channel_mult]
+        attends = [self.attends(level) for level in range(len(widths))]
+        return unet_blocks(widths, self.num_blocks, attends, bool(self.attention_resolutions))
+
+    def apply(
+        self,
+        params: Params,
+        x_t: Float[Array, "b h w 3"],
+        time: Float[Array, " b"],
+        cond: UNetCond,
+        dropout_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b h w _"]:
+        """Compute equation (3); without keys there is no dropout."""
+        return apply_module(UNet(self), params, x_t, time, cond, dropout_keys)
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        size = self.multiple
+        cond = UNetCond(
+            z_i=None if self.embed_dim is None else jnp.zeros((1, self.embed_dim)),
+            drop_z_i=None if self.embed_dim is None else jnp.zeros(1, bool),
+            low_res=jnp.zeros((1, size, size, 3)) if self.low_res else None,
+            masked_image=jnp.zeros((1, size, size, INPAINT_CHANNELS)) if self.inpainting else None,
         )
+        if self.has_caption:
+            context = self.text.context if self.text is not None else 1
+            mask = jnp.ones((1, context), bool)
+            cond = dataclasses.replace(cond, mask=mask, drop_text=jnp.zeros(1, bool))
+            if self.text is not None:
+                cond = dataclasses.replace(cond, tokens=jnp.zeros((1, context), jnp.int32))
+            if self.text_width is not None:
+                hidden = jnp.zeros((1, context, self.text_width))
+                z_t = jnp.zeros((1, self.embed_dim or self.text_width))
+                empty = EncodedCaption(z_t=z_t, hidden=hidden, mask=mask) if self.null == "empty_caption" else None
+                cond = dataclasses.replace(cond, hidden=hidden, z_t=z_t, empty=empty)
+        return init_module(UNet(self), key, jnp.zeros((1, size, size, 3)), jnp.zeros(1), cond)
+
+    def sharding_rules(self) -> Rules:
+        return (
+            # Three channels, or six, divide by nothing.
+            (r"^conv_in/kernel$", OUTPUTS),
+            (r"^conv_out/kernel$", INPUTS),
+            *(() if self.text is None else (*BLOCKS, *EMBEDDINGS)),
+            *self._wide_levels(),
+            *REST,
+        )
+
+    def _wide_levels(self) -> Rules:
+        """Return the rules of tensor parallelism, for levels whose kernels, and not whose pixels, are what is large."""
+        wide = [level for level, multiplier in enumerate(self.channel_mult) if multiplier >= 2 * self.channel_mult[0]]
+        if not wide:
+            return ()
+        place = rf"^((down|up)_[{''.join(map(str, wide))}]_\w+|middle_\w+)"
+        attention: Rules = ()
+        if any(self.attends(level) for level in wide):
+            attention = (
+                (rf"{place}/(context_)?(query|key|value)/kernel$", COLUMNS),
+                (rf"{place}/(context_)?(query|key|value)/bias$", P("tensor")),
+                (rf"{place}/out/kernel$", ROWS),
+            )
+        return ((rf"{place}/conv_in/kernel$", COLUMNS), (rf"{place}/conv_out/kernel$", ROWS), *attention)
+
+    def shared_sizes(self) -> dict[str, int]:
+        sizes = {} if self.text is None else self.text.shared_sizes()
+        own = {"embed_dim": self.embed_dim, "text_width": self.text_width}
+        return sizes | {name: size for name, size in own.items() if size is not None}
+
+    def fitted(self, sizes: Mapping[str, int]) -> "UNetSpec":
+        own = {"embed_dim": self.embed_dim, "text_width": self.text_width}
+        taken = {name: sizes.get(name, size) for name, size in own.items() if size is not None}
+        text = None if self.text is None else self.text.fitted(sizes)
+        return dataclasses.replace(self, **taken, text=text)
+
+    def start_from(self, params: Params) -> Params:
+        """Add the inputs for inpainting where they are missing: new ones weigh 0, so that the network starts as the
+        same function (2112.10741, section 3.3). All else stays.
+        """
+        if not self.inpainting:
+            return params
+        kernel = params["conv_in"]["kernel"]
+        height, width, inputs, features = kernel.shape
+        pixels, added = self.patch**2, INPAINT_CHANNELS
+        if inputs != (self.in_channels - added) * pixels:
+            return params
+        # `space_to_depth` has the channels of one pixel side by side, and the pixels of a patch one after another.
+        apart = kernel.reshape(height, width, pixels, -1, features)
+        widened = jnp.pad(apart, ((0, 0), (0, 0), (0, 0), (0, added), (0, 0))).reshape(height, width, -1, features)
+        return params | {"conv_in": params["conv_in"] | {"kernel": widened}}
+
+    def describe(self) -> str:
+        return f"{self.image_size} px{', inpainting' if self.inpainting else ''}"
 
 
 class Conditioner(nn.Module):
@@ -141,7 +244,7 @@ class Conditioner(nn.Module):
     spec: UNetSpec
 
     @nn.compact
-    def __call__(self, t: Int[Array, " b"], cond: UNetCond) -> tuple[Array, Array | None, Array | None]:
+    def __call__(self, t: Float[Array, " b"], cond: UNetCond) -> tuple[Array, Array | None, Array | None]:
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         normal = nn.initializers.normal
         width = 4 * spec.channels
@@ -150,23 +253,23 @@ class Conditioner(nn.Module):
         tokens, masks = [], []
         if spec.embed_dim is not None:
             null_z_i = self.param("null_z_i", normal(0.02), (spec.embed_dim,))
-            drop = given(cond.drop_image, "drop_image")[:, None]
-            z_i = jnp.where(drop, null_z_i, given(cond.z_i, "z_i") * spec.z_i_scale)
+            drop = require(cond.drop_z_i, "drop_z_i")[:, None]
+            z_i = jnp.where(drop, null_z_i, require(cond.z_i, "z_i") * spec.z_i_scale)
             embedding = embedding + nn.Dense(width, dtype=dtype, name="z_i_embedding")(z_i)
-            image_tokens = nn.Dense(spec.image_tokens * spec.context_width, dtype=dtype, name="z_i_tokens")(z_i)
-            tokens.append(image_tokens.reshape(b, spec.image_tokens, spec.context_width))
-            masks.append(jnp.ones((b, spec.image_tokens), bool))
+            image_tokens = nn.Dense(spec.num_image_tokens * spec.context_width, dtype=dtype, name="z_i_tokens")(z_i)
+            tokens.append(image_tokens.reshape(b, spec.num_image_tokens, spec.context_width))
+            masks.append(jnp.ones((b, spec.num_image_tokens), bool))
         if spec.has_caption:
-            drop, mask = given(cond.drop_text, "drop_text"), given(cond.mask, "mask")
+            drop, mask = require(cond.drop_text, "drop_text"), require(cond.mask, "mask")
             if spec.text is not None:
                 encoder = TextEncoder(spec.text, dtype, spec.remat, spec.scan, spec.attention, name="text")
-                hidden = encoder(given(cond.tokens, "tokens"), mask)
+                hidden = encoder(require(cond.tokens, "tokens"), mask)
                 last = mask.sum(1) - 1
                 pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
             else:
-                caption = EncodedCaption(z_t=given(cond.z_t, "z_t"), hidden=given(cond.hidden, "hidden"), mask=mask)
+                caption = EncodedCaption(z_t=require(cond.z_t, "z_t"), hidden=require(cond.hidden, "hidden"), mask=mask)
                 if spec.null == "empty_caption":
-                    caption = caption.replaced(drop, given(cond.empty, "empty"))
+                    caption = caption.replaced(drop, require(cond.empty, "empty"))
                 pooled, hidden, mask = caption.z_t, caption.hidden, caption.mask
             text = layer_norm(dtype, "text_norm")(nn.Dense(spec.context_width, dtype=dtype, name="text_in")(hidden))
             pooled = nn.Dense(width, dtype=dtype, name="text_embedding")(pooled)
@@ -179,7 +282,7 @@ class Conditioner(nn.Module):
             tokens.append(text)
             masks.append(mask)
             embedding = embedding + pooled
-        embedding = split_rows(embedding)
+        embedding = shard_batch(embedding)
         if not tokens:
             return embedding, None, None
         return embedding, jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1)
@@ -194,7 +297,7 @@ class UNet(nn.Module):
     def __call__(
         self,
         x_t: Float[Array, "b h w 3"],
-        t: Int[Array, " b"],
+        t: Float[Array, " b"],
         cond: UNetCond,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w _"]:
@@ -202,57 +305,39 @@ class UNet(nn.Module):
         embedding, context, context_mask = Conditioner(spec, name="conditioner")(t, cond)
         res_block = rematerialised(ResBlock, spec.remat)
         attend = rematerialised(ContextAttention, spec.remat)
-        levels = range(len(spec.channel_mult))
 
-        def residual(x: Array, level: int, name: str, how: Resample = "none") -> Array:
-            block = res_block(
-                spec.channels * spec.channel_mult[level],
+        def run(block: Block, x: Array) -> Array:
+            if block.kind == "attention":
+                module = attend(spec.head_channels, dtype, spec.groups, spec.attention, name=block.name)
+                return module(x, context, context_mask)
+            resample: Resample = "none"
+            if block.kind == "resample":
+                resample = "down" if block.place == "down" else "up"
+            module = res_block(
+                block.width,
                 dtype=dtype,
                 conditioning=spec.conditioning,
-                resample=how,
+                resample=resample,
                 dropout_rate=spec.dropout,
                 groups=spec.groups,
-                name=name,
+                name=block.name,
             )
-            return block(x, embedding, dropout_keys)
-
-        def attention(x: Array, name: str) -> Array:
-            block = attend(spec.head_channels, dtype, spec.groups, spec.attention, name=name)
-            return block(x, context, context_mask)
-
-        def attends(level: int) -> bool:
-            return spec.image_size // (spec.patch * 2**level) in spec.attention_at
+            return module(x, embedding, dropout_keys)
 
         pixels = [x_t]
         if spec.low_res:
-            pixels.append(given(cond.low_res, "low_res"))
-        if spec.inpaints:
-            pixels.append(given(cond.known, "known"))
+            pixels.append(require(cond.low_res, "low_res"))
+        if spec.inpainting:
+            pixels.append(require(cond.masked_image, "masked_image"))
         x = space_to_depth(jnp.concatenate(pixels, axis=-1).astype(dtype), spec.patch)
         x = Conv3x3(spec.channels * spec.channel_mult[0], dtype=dtype, name="conv_in")(x)
         skips = [x]
-        for level in levels:
-            for i in range(spec.depth):
-                x = residual(x, level, f"down_{level}_{i}")
-                if attends(level):
-                    x = attention(x, f"down_{level}_{i}_attention")
+        for block in spec.blocks():
+            if block.takes_skip:
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+            x = run(block, x)
+            if block.leaves_skip:
                 skips.append(x)
-            if level != levels[-1]:
-                x = residual(x, level, f"down_{level}_resample", "down")
-                skips.append(x)
-
-        x = residual(x, levels[-1], "middle_0")
-        if spec.attention_at:
-            x = attention(x, "middle_attention")
-        x = residual(x, levels[-1], "middle_1")
-
-        for level in reversed(levels):
-            for i in range(spec.depth + 1):
-                x = residual(jnp.concatenate([x, skips.pop()], axis=-1), level, f"up_{level}_{i}")
-                if attends(level):
-                    x = attention(x, f"up_{level}_{i}_attention")
-            if level > 0:
-                x = residual(x, level, f"up_{level}_resample", "up")
 
         x = nn.silu(GroupNorm(spec.groups, dtype=dtype, name="norm_out")(x))
         out_channels = 3 * (1 + spec.learned_sigma) * spec.patch**2
@@ -260,76 +345,20 @@ class UNet(nn.Module):
         return depth_to_space(x.astype(jnp.float32), spec.patch)
 
 
-def apply(
-    spec: UNetSpec,
-    params: Params,
-    x_t: Float[Array, "b h w 3"],
-    t: Int[Array, " b"],
-    cond: UNetCond,
-    dropout_keys: Key[Array, " b"] | None = None,
-) -> Float[Array, "b h w _"]:
-    """Equation (3): the output for images x_t at training step t; without keys nothing is dropped out."""
-    return apply_module(UNet(spec), params, x_t, t, cond, dropout_keys)
-
-
-def init_params(spec: UNetSpec, key: Key[Array, ""]) -> Params:
-    """Random parameters, float32."""
-    size = spec.multiple
-    cond = UNetCond(
-        z_i=None if spec.embed_dim is None else jnp.zeros((1, spec.embed_dim)),
-        drop_image=None if spec.embed_dim is None else jnp.zeros(1, bool),
-        low_res=jnp.zeros((1, size, size, 3)) if spec.low_res else None,
-        known=jnp.zeros((1, size, size, KNOWN_CHANNELS)) if spec.inpaints else None,
-    )
-    if spec.has_caption:
-        context = spec.text.context if spec.text is not None else 1
-        mask = jnp.ones((1, context), bool)
-        cond = dataclasses.replace(cond, mask=mask, drop_text=jnp.zeros(1, bool))
-        if spec.text is not None:
-            cond = dataclasses.replace(cond, tokens=jnp.zeros((1, context), jnp.int32))
-        if spec.text_width is not None:
-            hidden = jnp.zeros((1, context, spec.text_width))
-            z_t = jnp.zeros((1, spec.embed_dim or spec.text_width))
-            empty = EncodedCaption(z_t=z_t, hidden=hidden, mask=mask) if spec.null == "empty_caption" else None
-            cond = dataclasses.replace(cond, hidden=hidden, z_t=z_t, empty=empty)
-    return init_module(UNet(spec), key, jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32), cond)
-
-
-def abstract_params(spec: UNetSpec) -> Params:
-    """The tree of `init_params` as shapes only."""
-    return abstract(init_params, spec)
-
-
-def made_to_inpaint(spec: UNetSpec, params: Params) -> Params:
-    """Parameters for `spec` from those of the same network that does not inpaint: the new inputs weigh 0, so that it
-    starts as the same function (2112.10741, section 3.3). Where nothing is missing, all stays.
-    """
-    if not spec.inpaints:
-        return params
-    kernel = params["conv_in"]["kernel"]
-    height, width, inputs, features = kernel.shape
-    pixels, added = spec.patch**2, KNOWN_CHANNELS
-    if inputs != (spec.in_channels - added) * pixels:
-        return params
-    # `space_to_depth` has the channels of one pixel side by side, and the pixels of a patch one after another.
-    apart = kernel.reshape(height, width, pixels, -1, features)
-    widened = jnp.pad(apart, ((0, 0), (0, 0), (0, 0), (0, added), (0, 0))).reshape(height, width, -1, features)
-    return params | {"conv_in": params["conv_in"] | {"kernel": widened}}
-
-
 def paper_decoder() -> UNetSpec:
-    """The paper's 3.5B decoder at 64 px: GLIDE's U-Net (2.3B) and its text Transformer (1.2B) (2204.06125, table 3)."""
+    """Return the paper's 3.5B decoder at 64 px: GLIDE's U-Net (2.3B) and its text Transformer (1.2B) (2204.06125, table
+    3)."""
     return UNetSpec(
         image_size=64,
         channels=512,
         channel_mult=(1, 2, 3, 4),
-        depth=3,
+        num_blocks=3,
         learned_sigma=True,
-        attention_at=(32, 16, 8),
+        attention_resolutions=(32, 16, 8),
         dropout=0.1,
         embed_dim=1024,
         context_width=2048,
-        text=TextSpec(vocab_size=49408, context=256, width=2048, depth=24, heads=32, eos_id=49407),
+        text=TextSpec(vocab_size=49408, context=256, width=2048, num_layers=24, num_heads=32, eos_id=49407),
         dtype="bfloat16",
         remat=True,
         scan=True,
@@ -337,12 +366,12 @@ def paper_decoder() -> UNetSpec:
 
 
 def paper_upsampler_256() -> UNetSpec:
-    """The paper's 700M upsampler from 64 to 256 px (2204.06125, table 3)."""
+    """Return the paper's 700M upsampler from 64 to 256 px (2204.06125, table 3)."""
     return UNetSpec(
         image_size=256,
         channels=320,
         channel_mult=(1, 2, 3, 4),
-        depth=3,
+        num_blocks=3,
         learned_sigma=False,
         dropout=0.1,
         low_res=True,
@@ -352,12 +381,12 @@ def paper_upsampler_256() -> UNetSpec:
 
 
 def paper_upsampler_1024() -> UNetSpec:
-    """The paper's 300M upsampler from 256 to 1024 px (2204.06125, table 3)."""
+    """Return the paper's 300M upsampler from 256 to 1024 px (2204.06125, table 3)."""
     return UNetSpec(
         image_size=1024,
         channels=192,
         channel_mult=(1, 1, 2, 2, 4, 4),
-        depth=2,
+        num_blocks=2,
         learned_sigma=False,
         low_res=True,
         dtype="bfloat16",

@@ -14,15 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.nn.cpu import attention as cpu
 from unclip_jax.nn.norms import GroupNorm
-from unclip_jax.parallel.layout import split_rows
+from unclip_jax.parallel.layout import shard_batch
 
 Implementation = Literal["xla", "cudnn"]
-
-MASKED = -1e30
-"""A logit that no weight comes from; finite, so that a row without any key is a mean and not NaN."""
-LARGE = 2**18
-"""Logits of a head from which a CPU takes one head at a time, so that they stay in its cache."""
 
 
 def attention(
@@ -32,7 +28,7 @@ def attention(
     mask: Bool[Array, "#b 1 #q s"] | None = None,
     implementation: Implementation = "xla",
 ) -> Float[Array, "b q k d"]:
-    """Equation (1) over k heads of width d; `mask` is True where a query may look. Softmax in float32."""
+    """Compute equation (1) over k heads of width d; `mask` is True where a query may look. Softmax in float32."""
 
     if implementation == "cudnn":
         return _attention_cudnn(query, key, value, mask)
@@ -40,11 +36,11 @@ def attention(
     def plain(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
         return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
 
-    return lax.platform_dependent(query, key, value, mask, cpu=_attention_cpu, default=plain)
+    return lax.platform_dependent(query, key, value, mask, cpu=cpu.attention, default=plain)
 
 
 def _attention_cudnn(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    """With a mask, cuDNN wants one row of it for each query, and for its gradients even lengths."""
+    """Run cuDNN's attention, which needs one row of a mask for each query, and for its gradients even lengths."""
     q, s = query.shape[1], key.shape[1]
     if mask is not None:
         mask = jnp.broadcast_to(mask, (mask.shape[0], 1, q, s))
@@ -54,42 +50,17 @@ def _attention_cudnn(query: Array, key: Array, value: Array, mask: Array | None)
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")[:, :q]
 
 
-def _attention_cpu(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    """XLA's own attention leaves the heads apart in memory and divides all of the softmax: half the speed, or less."""
-    b, q, k, d = query.shape
-    s = key.shape[1]
-    if mask is None:
-        mask = jnp.ones((1, 1, 1, s), bool)
-    masks = jnp.repeat(jnp.broadcast_to(mask[:, 0], (b, mask.shape[2], s)), k, axis=0)
-    queries, keys, values = (x.swapaxes(1, 2).reshape(b * k, -1, d) for x in (query, key, value))
-
-    def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
-        logits = jnp.matmul(query, key.T, preferred_element_type=jnp.float32)
-        logits = jnp.where(mask, logits * d**-0.5, MASKED)
-        weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
-        out = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-        return (out / weights.sum(-1, keepdims=True)).astype(value.dtype)
-
-    if q * s < LARGE:
-        out = jax.vmap(attend)(queries, keys, values, masks)
-    else:
-        # In batches of one: as a product without a batch dimension the logits would pass for a layer's output, which
-        # `unclip_jax.nn.remat` keeps.
-        out = lax.map(lambda head: attend(*head), (queries, keys, values, masks), batch_size=1)
-    return out.reshape(b, k, q, d).swapaxes(1, 2)
-
-
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, with separate q, k, v and out projections."""
 
-    heads: int
+    num_heads: int
     dtype: jnp.dtype
     implementation: Implementation = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "#b 1 #n n"] | None = None) -> Float[Array, "b n d"]:
         width = x.shape[-1]
-        head_shape = (*x.shape[:2], self.heads, width // self.heads)
+        head_shape = (*x.shape[:2], self.num_heads, width // self.num_heads)
         query, key, value = (
             nn.Dense(width, dtype=self.dtype, name=name)(x).reshape(head_shape) for name in ("query", "key", "value")
         )
@@ -136,4 +107,4 @@ class ContextAttention(nn.Module):
                 mask = jnp.pad(context_mask, ((0, 0), (0, h * w)), constant_values=True)[:, None, None, :]
         out = attention(query, key, value, mask, self.implementation).reshape(b, h * w, c)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(out)
-        return split_rows(x + out.reshape(x.shape))
+        return shard_batch(x + out.reshape(x.shape))

@@ -57,5 +57,5 @@ class GroupNorm(nn.Module):
 
 
 def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """Layer normalisation over the last axis, statistics in float32."""
+    """Normalise over the last axis, statistics in float32."""
     return nn.LayerNorm(epsilon=EPSILON, dtype=dtype, name=name)

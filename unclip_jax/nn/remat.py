@@ -1,4 +1,4 @@
-"""What a block leaves to the backward pass, and what the backward pass computes again.
+"""Rematerialisation: what a block keeps for the backward pass, and what that computes again.
 
     False         everything is kept                                            most memory, no work twice
     "products"    what matrix products and convolutions put out is kept         norms, activations, attention again
@@ -19,18 +19,19 @@ from jaxtyping import Array
 Remat = bool | Literal["products"]
 
 CONV = "conv"
-"""The name of a convolution's output: it is no one primitive, as a matrix product is, that a policy could know."""
+"""The name of a convolution's output, which is no single primitive, as a matrix product is, for a policy to name."""
 
 M = TypeVar("M", bound=type[nn.Module])
 
 
 def named_conv(y: Array) -> Array:
-    """`y` itself, the output of a convolution, which "products" keeps."""
+    """Return `y` itself, the output of a convolution, which "products" keeps."""
     return checkpoint_name(y, CONV)
 
 
 def rematerialised(module_class: M, remat: Remat, prevent_cse: bool = True) -> M:
-    """`module_class`, or the same module that keeps less. `prevent_cse` may be False where the module is scanned."""
+    """Return `module_class`, or the same module that keeps less. `prevent_cse` may be False where the module is
+    scanned."""
     if remat is False:
         return module_class
     if remat is True:

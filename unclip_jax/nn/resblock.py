@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from unclip_jax.nn.conv import Conv3x3
 from unclip_jax.nn.dropout import dropout
 from unclip_jax.nn.norms import GroupNorm
-from unclip_jax.parallel.layout import split_rows
+from unclip_jax.parallel.layout import shard_batch
 
 Resample = Literal["none", "up", "down"]
 Conditioning = Literal["scale_shift", "additive"]
@@ -68,4 +68,4 @@ class ResBlock(nn.Module):
         skip = resample(x, self.resample)
         if skip.shape[-1] != self.features:
             skip = nn.Dense(self.features, dtype=self.dtype, name="skip")(skip)
-        return split_rows(skip + h)
+        return shard_batch(skip + h)

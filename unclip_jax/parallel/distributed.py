@@ -1,7 +1,7 @@
 """Finding the other processes of a run, one per host, and leaving when one of them is gone.
 
 JAX's client answers the loss of another process with abort(), from a thread of its own where no Python handler runs.
-`start` therefore puts a C handler in its place, so that every loss ends in one line and the status `GONE`.
+`start` therefore puts a C handler in its place, so that every loss ends in one line and the status `EXIT_PEER_LOST`.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from jaxtyping import PyTree
 
 from unclip_jax.core.errors import UserError
 
-GONE = 75
+EXIT_PEER_LOST = 75
 """Exit status where another process is gone or nothing moves (EX_TEMPFAIL): a launcher may start all of them again."""
 
 _C_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -65,7 +65,7 @@ class ClusterSpec:
 
 
 def start(cluster: ClusterSpec) -> None:
-    """Joins the other processes; on a plain machine does nothing. Call it before anything touches a device.
+    """Join the other processes; on a plain machine do nothing. Call it before anything touches a device.
 
     Raises UserError for settings that cannot be. Where the others are not there within `start_timeout`, the process
     ends with one line and status 2; JAX's client could not be stopped in another way.
@@ -79,7 +79,7 @@ def start(cluster: ClusterSpec) -> None:
         "on every host at about the same time, and see that the coordinator can be reached"
     )
     _at_abort(nobody, 2)
-    timer = threading.Timer(cluster.start_timeout, leave, (nobody, 2))
+    timer = threading.Timer(cluster.start_timeout, exit_now, (nobody, 2))
     timer.daemon = True
     timer.start()
     try:
@@ -101,11 +101,11 @@ def start(cluster: ClusterSpec) -> None:
         ) from error
     finally:
         timer.cancel()
-    _at_abort(f"{name}: JAX gave up, most likely since another process is gone; {start_again()}", GONE)
+    _at_abort(f"{name}: JAX gave up, most likely since another process is gone; {start_again()}", EXIT_PEER_LOST)
 
 
 def how_to_join(cluster: ClusterSpec, env: Mapping[str, str], has_tpu: bool) -> dict[str, Any] | None:
-    """The arguments of `jax.distributed.initialize`: {} where it finds out itself, None to stay alone."""
+    """Return the arguments of `jax.distributed.initialize`: {} where it finds out itself, None to stay alone."""
     if cluster.num_processes == 1:
         return None
     if not cluster.coordinator and "JAX_COORDINATOR_ADDRESS" in env and "JAX_NUM_PROCESSES" in env:
@@ -136,7 +136,7 @@ def _on_tpu_cluster(env: Mapping[str, str], has_tpu: bool) -> bool:
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")  # GKE's
     if hosts:
         return "," in hosts
-    # A TPU VM asks its metadata server; this variable says that there is none.
+    # A TPU VM queries its metadata server; this variable says that there is none.
     return has_tpu and "TPU_SKIP_MDS_QUERY" not in env
 
 
@@ -152,22 +152,22 @@ def _has_tpu() -> bool:
 
 
 def whoami() -> str:
-    """This process, as messages name it."""
+    """Name this process for messages."""
     return f"process {jax.process_index()} of {jax.process_count()}"
 
 
 def start_again() -> str:
-    """What messages advise where a run cannot go on."""
+    """Return what messages advise where a run cannot go on."""
     return "start all processes again with the same command to carry on from the newest checkpoint"
 
 
-def is_loss(error: BaseException | None) -> bool:
-    """Whether an error says that another process is gone."""
+def is_lost_peer(error: BaseException | None) -> bool:
+    """Return whether an error says that another process is gone."""
     return jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError) and bool(_LOST.search(str(error)))
 
 
-def leave(line: str, status: int) -> NoReturn:
-    """Ends this process with a line on stderr, at once: nothing that would wait for other processes runs."""
+def exit_now(line: str, status: int) -> NoReturn:
+    """End this process with a line on stderr, at once: nothing that would wait for other processes runs."""
     for stream in (sys.stdout, sys.stderr):
         # Whoever closed it no longer reads.
         if not stream.closed:
@@ -181,13 +181,13 @@ _handler: Any = None
 
 def _at_abort(line: str, status: int) -> None:
     global _handler  # C keeps no reference of its own.
-    handler = _C_HANDLER(lambda _: leave(line, status))
+    handler = _C_HANDLER(lambda _: exit_now(line, status))
     ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
     _handler = handler
 
 
-def put_whole(tree: PyTree, shardings: PyTree) -> PyTree[jax.Array]:
-    """Arrays that every process holds whole, laid out over the devices of all of them."""
+def put_global(tree: PyTree, shardings: PyTree) -> PyTree[jax.Array]:
+    """Lay out arrays that every process holds whole over the devices of all of them."""
 
     def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         value = np.asarray(leaf)
@@ -196,16 +196,16 @@ def put_whole(tree: PyTree, shardings: PyTree) -> PyTree[jax.Array]:
     return jax.tree.map(put, tree, shardings) if jax.process_count() > 1 else jax.device_put(tree, shardings)
 
 
-def fetch(array: jax.Array) -> np.ndarray:
-    """The whole of an array whose parts may lie on other hosts; all processes must ask for it."""
+def to_host(array: jax.Array) -> np.ndarray:
+    """Fetch the whole of an array whose parts may lie on other hosts; all processes must call it."""
     return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:
-    """The rows [b ...] of all processes, in order of index; all of them must ask."""
+    """Gather the rows [b ...] of all processes, in order of index; all of them must call it."""
     return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
 
 
 def from_all(value: int) -> list[int]:
-    """The value of every process, in order of index; all of them must ask."""
+    """Gather the value of every process, in order of index; all of them must call it."""
     return np.ravel(multihost_utils.process_allgather(np.asarray([value]), tiled=True)).tolist()

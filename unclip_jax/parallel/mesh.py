@@ -20,7 +20,7 @@ from unclip_jax.parallel.layout import AXES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSpec:
-    """How many devices lie along each mesh axis; one axis may be -1, which takes the devices that remain."""
+    """The number of devices along each mesh axis; one axis may be -1, which takes the devices that remain."""
 
     data: int = -1
     """Devices that hold whole copies of the parameters and split the batch."""
@@ -42,7 +42,7 @@ class MeshSpec:
 
 
 def parse_mesh(text: str) -> MeshSpec:
-    """A mesh as it is written on a command line, "data=4,fsdp=64"; raises UserError for anything else."""
+    """Parse a mesh as it is written on a command line, "data=4,fsdp=64"; raise UserError for anything else."""
     try:
         sizes = {axis.strip(): int(size) for axis, size in (pair.split("=") for pair in text.split(","))}
     except ValueError:
@@ -53,7 +53,7 @@ def parse_mesh(text: str) -> MeshSpec:
 
 
 def mesh_shape(spec: MeshSpec, num_devices: int) -> tuple[int, ...]:
-    """The sizes of `AXES` on that many devices; raises UserError where they do not multiply to that number."""
+    """Return the sizes of `AXES` on that many devices; raise UserError where they do not multiply to that number."""
     sizes = [getattr(spec, axis) for axis in AXES]
     fixed = math.prod(size for size in sizes if size != -1)
     if num_devices % fixed or (-1 not in sizes and fixed != num_devices):
@@ -72,14 +72,14 @@ def mesh_shape(spec: MeshSpec, num_devices: int) -> tuple[int, ...]:
 
 
 def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of `spec` over `devices` (default: all devices of all processes), with axes `AXES`.
+    """Make the mesh of `spec` over `devices` (default: all devices of all processes), with axes `AXES`.
 
     Raises UserError where the axis sizes do not multiply to the number of devices, and where the devices do not lie in
     as many slices as the spec says.
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(spec, len(devices))
-    # Explicit, the default of make_mesh, makes Linen's convolutions ask for an output sharding.
+    # Explicit, the default of make_mesh, makes Linen's convolutions require an output sharding.
     types = (AxisType.Auto,) * len(AXES)
     if spec.slices == 1:
         # 64 of a torus 16 x 16 is four times a whole axis: an axis of ours may take a part of one of the chips'.
@@ -90,7 +90,7 @@ def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _hybrid(slices: int, shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """Devices as `shape` says, slice after slice along `data`; where devices know no slice, a process is one."""
+    """Arrange devices in `shape`, slice after slice along `data`; without slice indices, a process is a slice."""
     of_process = getattr(devices[0], "slice_index", None) is None
     found = len({device.process_index if of_process else device.slice_index for device in devices})
     if found != slices:

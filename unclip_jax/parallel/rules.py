@@ -2,8 +2,8 @@
 
 The first rule whose expression is found in the path (`re.search`) decides. A spec names the last dimensions: P("fsdp",
 "tensor") says where the inputs and the outputs of a kernel go, be it a dense layer's [in, out], a convolution's
-[3, 3, in, out] or a stack of layers [depth, in, out]. Mistakes end in a UserError by name: a rule that decides no
-parameter, a parameter that no rule means, a dimension that its mesh axes do not divide.
+[3, 3, in, out] or a stack of layers [depth, in, out]. Mistakes end in a UserError by name: a rule that matches no
+parameter, a parameter that no rule matches, a dimension that its mesh axes do not divide.
 """
 
 import math
@@ -24,12 +24,12 @@ REPLICATE: Rules = ((CATCH_ALL, P()),)
 
 
 def path_name(path: tuple) -> str:
-    """The path of a leaf as `a/b/kernel`."""
+    """Return the path of a leaf as `a/b/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def match_rules(rules: Rules, params: PyTree, mesh: Mesh) -> PyTree:
-    """The sharding of every leaf of `params` (arrays or ShapeDtypeStructs), as a tree of NamedSharding.
+    """Return the sharding of every leaf of `params` (arrays or ShapeDtypeStructs), as a tree of NamedSharding.
 
     Raises UserError for a rule that decides nothing (`CATCH_ALL` may), a leaf without a rule, a spec with
     more entries than the leaf has dimensions, an unknown mesh axis, and a dimension that does not divide.
@@ -53,7 +53,7 @@ def match_rules(rules: Rules, params: PyTree, mesh: Mesh) -> PyTree:
 
 
 def _aligned(name: str, shape: tuple[int, ...], pattern: str, spec: P, mesh: Mesh) -> P:
-    """`spec` with None for the dimensions before those it names."""
+    """Return `spec` with None for the dimensions before those it names."""
     rule = f"the sharding rule {pattern!r}"
     if len(spec) > len(shape):
         raise UserError(f"{rule} shards {len(spec)} dimensions, but the parameter {name} has shape {shape}")

@@ -32,19 +32,19 @@ class CompiledStep:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of a whole copy on every device."""
+    """Return the sharding of a whole copy on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: dimension 0 over `BATCH_AXES`."""
+    """Return the sharding of a batch: dimension 0 over `BATCH_AXES`."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def compile_step(
     step_fn: Callable, mesh: Mesh, state_shardings: PyTree, frozen_shardings: PyTree = None, backend: Backend = "jit"
 ) -> CompiledStep:
-    """`step_fn` compiled for `mesh`; `frozen_shardings` are replicated by default.
+    """Compile `step_fn` for `mesh`; `frozen_shardings` are replicated by default.
 
     Raises UserError for a mesh that splits parameters where the backend is pmap.
     """
@@ -55,7 +55,7 @@ def compile_step(
 
 
 def jit_step(step_fn: Callable, mesh: Mesh, state_shardings: PyTree, frozen_shardings: PyTree = None) -> Any:
-    """The step under `jax.jit`, to be called, or lowered for devices that are not there."""
+    """Return the step under `jax.jit`, to be called, or lowered for devices that are not there."""
 
     def step(state, frozen, batch):
         with on_mesh(mesh):
@@ -71,7 +71,7 @@ def jit_step(step_fn: Callable, mesh: Mesh, state_shardings: PyTree, frozen_shar
 
 
 def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
-    """Makes global arrays of this process's rows (leaves `[b ...]`); processes stack in order of index.
+    """Make global arrays of this process's rows (leaves `[b ...]`); processes stack in order of index.
 
     Raises UserError when the global batch does not divide over the devices that split it.
     """
@@ -82,7 +82,7 @@ def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
 
 
 def check_batch(rows: int, parts: int) -> None:
-    """Raises UserError where `parts` devices cannot share a global batch of `rows`."""
+    """Raise UserError where `parts` devices cannot share a global batch of `rows`."""
     if rows % parts:
         near = sorted({max(rows // parts, 1) * parts, (rows // parts + 1) * parts})
         raise UserError(

@@ -1,1 +1,1 @@
-"""What a run would need on chips that are not here: memory, FLOPs, traffic, time, money."""
+"""The needs of a run on chips that are not here: memory, FLOPs, traffic, time, money."""

@@ -62,7 +62,7 @@ class Slice:
 
 
 def libtpu_requirement() -> str:
-    """The libtpu that the installed jax asks for, as pip takes it."""
+    """Return the libtpu that the installed jax requires, as pip takes it."""
     for line in importlib.metadata.requires("jax") or ():
         requirement, _, condition = line.partition(";")
         if requirement.startswith("libtpu") and 'extra == "tpu"' in condition:
@@ -71,9 +71,9 @@ def libtpu_requirement() -> str:
 
 
 def describe(topology: str, num_slices: int = 1) -> Slice:
-    """The slice that `topology` names, "v5e:16x16", `num_slices` times; needs libtpu, and no TPU.
+    """Describe the slice that `topology` names, "v5e:16x16", `num_slices` times; this needs libtpu, and no TPU.
 
-    Raises UserError where libtpu is missing, and for a kind or a shape that it does not know.
+    Raises UserError where libtpu is missing, and for a kind or a shape that it does not support.
     """
     kind = topology.partition(":")[0]
     if kind not in CHIPS:
@@ -89,7 +89,7 @@ def describe(topology: str, num_slices: int = 1) -> Slice:
 
     options: dict[str, Any] = {} if num_slices == 1 else {"num_slices": num_slices}
     if kind == "v4":
-        # Its two cores are one device to JAX, which libtpu has to be told when it describes one.
+        # Its two cores are one device to JAX, which libtpu has to be given when it describes one.
         options["chip_config_name"] = "megacore"
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)

@@ -16,12 +16,12 @@ from jax.extend import core
 
 
 def count_flops(function: Callable, *arguments: Any) -> float:
-    """FLOPs of `function(*arguments)`, arrays or shapes, over all devices together."""
+    """Count the FLOPs of `function(*arguments)`, arrays or shapes, over all devices together."""
     return flops_of(jax.make_jaxpr(function)(*arguments))
 
 
 def flops_of(traced: core.ClosedJaxpr) -> float:
-    """FLOPs of a traced function, over all devices together."""
+    """Count the FLOPs of a traced function, over all devices together."""
     return _of_jaxpr(traced.jaxpr)
 
 

@@ -58,7 +58,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """What the chips of a group exchange in one step: `times` times, `bytes_each` of the whole array on each chip."""
+    """An exchange between chips of a group in one step: `times` times, `bytes_each` of the whole array on each chip."""
 
     kind: str
     shape: str
@@ -66,7 +66,7 @@ class Collective:
     group: int
     times: int
     source: str
-    """The operation of the model that asked for it."""
+    """The operation of the model that caused it."""
 
     @property
     def wire_bytes(self) -> float:
@@ -108,7 +108,7 @@ class Program:
         return times
 
     def _trips(self, loop: Instruction) -> int:
-        """How often a loop runs: the largest integer that its condition compares with."""
+        """Return how often a loop runs: the largest integer that its condition compares with."""
         if match := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest):
             return int(match[1])
         condition = re.search(r"condition=%([\w.\-]+)", loop.rest)
@@ -138,7 +138,7 @@ class Program:
         return names
 
     def collectives(self) -> list[Collective]:
-        """Every collective of the program, in the order of the text."""
+        """Return every collective of the program, in the order of the text."""
         found: dict[str, Collective] = {}
         for computation, instructions in self.computations.items():
             for instruction in instructions:
@@ -167,7 +167,8 @@ class Program:
         return list(found.values())
 
     def memory_bytes(self) -> float:
-        """Bytes that the program reads from and writes to the chip's main memory, by every instruction alone.
+        """Return the bytes that the program reads from and writes to the chip's main memory, by every instruction
+        alone.
 
         Of a stack with as many entries as its loop has rounds, each round is taken to touch one.
         """
@@ -187,7 +188,7 @@ class Program:
 
 
 def _arrays(text: str) -> Iterator[tuple[float, tuple[int, ...], str]]:
-    """Bytes, shape and layout of every array in a type."""
+    """Return bytes, shape and layout of every array in a type."""
     for dtype, sizes, layout in _ARRAY.findall(text):
         if dtype in _BYTES:
             shape = tuple(int(size) for size in sizes.split(",") if size)
@@ -205,7 +206,7 @@ def _in_memory(text: str, rounds: int) -> float:
 
 
 def _group(rest: str) -> int:
-    """Chips of one replica group: listed, as [groups, size]<=[...], or as axes of a mesh."""
+    """Return the chips of one replica group: listed, as [groups, size]<=[...], or as axes of a mesh."""
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return match[1].count(",") + 1
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):

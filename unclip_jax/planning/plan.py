@@ -12,6 +12,7 @@ program moves through memory and W those it sends to other chips,
 import dataclasses
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,22 +20,23 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from unclip_jax.models.base import parameter_count
+from unclip_jax.models.base import Network
+from unclip_jax.models.parameters import parameter_count
 from unclip_jax.parallel.layout import BATCH_AXES
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
-from unclip_jax.parallel.rules import match_rules
 from unclip_jax.parallel.step import batch_sharding, check_batch, jit_step
 from unclip_jax.planning.chips import Chip, Slice
 from unclip_jax.planning.flops import count_flops
 from unclip_jax.planning.hlo import Collective, Program
+from unclip_jax.stages.encoders import frozen_shardings
 from unclip_jax.training.config import OptimConfig
-from unclip_jax.training.stages.common import Blueprint
+from unclip_jax.training.stage_configs import Config
 from unclip_jax.training.state import abstract_state, state_shardings
 from unclip_jax.training.step import make_step
 
 EFFORT = -1.0
-"""How hard the compiler looks for fast tilings, from -1 to 1. On two cores the least took a tenth of the time of the
-default for a pair of convolutions; a step of a decoder with two levels then wanted 5 % more memory than with a search
+"""The compiler's search for fast tilings, from -1 to 1. On two cores the least took a tenth of the time of the default
+for a pair of convolutions; a step of a decoder with two levels then wanted 5 % more memory than with a search
 of four times that length."""
 
 
@@ -102,24 +104,28 @@ class Plan:
 
 
 def plan_training(
-    blueprint: Blueprint,
-    plain: Blueprint,
+    config: Config,
+    without_remat: Config,
+    encoders: Mapping[str, Network],
     optim: OptimConfig,
     slice_: Slice,
     mesh_spec: MeshSpec,
     *,
     effort: float = EFFORT,
 ) -> Plan:
-    """Compiles the train step of `blueprint` for the devices of `slice_`.
+    """Compile the train step of a run for the devices of `slice_`.
 
     Args:
-        plain: the same without recomputation, for F_model.
+        config: of the run, fitted to its encoders.
+        without_remat: the same without recomputation, for F_model.
+        encoders: the frozen networks of the run, by name.
+        optim: the run's, or another.
 
     Raises UserError for a mesh that does not fit the slice or the parameters, and a batch that does not fit the mesh.
     """
     mesh = make_mesh(mesh_spec, slice_.devices)
-    check_batch(blueprint.batch.batch_size // optim.accumulate, _shares(mesh))
-    step, arguments = training_step(blueprint, optim, mesh)
+    check_batch(config.data.batch_size // optim.accumulate, _num_batch_shards(mesh))
+    step, arguments = training_step(config, encoders, optim, mesh)
     started = time.monotonic()
     compiled, memory = compile_for(step.lower(*arguments), slice_.chip, effort)
     seconds = time.monotonic() - started
@@ -127,18 +133,18 @@ def plan_training(
         topology=slice_.name,
         num_chips=slice_.num_chips,
         mesh=dict(mesh.shape),
-        batch_size=blueprint.batch.batch_size,
+        batch_size=config.data.batch_size,
         parameters=parameter_count(arguments[0].params),
         memory=memory,
         compile_seconds=seconds,
-        model_flops=count_flops(_step(plain, optim), *arguments),
-        hardware_flops=count_flops(_step(blueprint, optim), *arguments),
+        model_flops=count_flops(_step(without_remat, optim), *arguments),
+        hardware_flops=count_flops(_step(config, optim), *arguments),
     )
     return plan if compiled is None else with_traffic(plan, compiled, slice_)
 
 
 def with_traffic(plan: Plan, compiled: Any, slice_: Slice) -> Plan:
-    """`plan` with what the compiled program's text says."""
+    """Return `plan` with the traffic that the compiled program's text shows."""
     program = Program(compiled.as_text())
     collectives = program.collectives()
     return dataclasses.replace(
@@ -149,26 +155,27 @@ def with_traffic(plan: Plan, compiled: Any, slice_: Slice) -> Plan:
     )
 
 
-def training_step(blueprint: Blueprint, optim: OptimConfig, mesh: Mesh) -> tuple[Any, tuple[PyTree, PyTree, PyTree]]:
-    """The jitted step, and its state, frozen parameters and batch as shapes with shardings."""
-    state = abstract_state(blueprint.stage, optim, mesh, blueprint.rules)
+def training_step(
+    config: Config, encoders: Mapping[str, Network], optim: OptimConfig, mesh: Mesh
+) -> tuple[Any, tuple[PyTree, PyTree, PyTree]]:
+    """Return the jitted step, and its state, frozen parameters and batch as shapes with shardings."""
+    stage = config.stage()
+    state = abstract_state(stage, optim, mesh)
     shardings = state_shardings(state)
-    frozen_shardings = match_rules(blueprint.frozen_rules, blueprint.frozen, mesh)
-    rows = batch_sharding(mesh)
+    shapes = stage.abstract_frozen(encoders)
+    where, rows = frozen_shardings(shapes, mesh), batch_sharding(mesh)
     frozen = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        blueprint.frozen,
-        frozen_shardings,
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, where
     )
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-        for name, (shape, dtype) in blueprint.batch.arrays().items()
+        for name, (shape, dtype) in config.batch(encoders).arrays().items()
     }
-    return jit_step(_step(blueprint, optim), mesh, shardings, frozen_shardings), (state, frozen, batch)
+    return jit_step(_step(config, optim), mesh, shardings, where), (state, frozen, batch)
 
 
 def compile_for(lowered: Any, chip: Chip, effort: float) -> tuple[Any, Memory]:
-    """The compiled program, or None where the compiler finds that it needs more than the chip has, and its memory."""
+    """Compile the program, or return None where it needs more than the chip has, and return its memory."""
     try:
         compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": effort})
     except jax.errors.JaxRuntimeError as error:
@@ -192,7 +199,7 @@ _UNITS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 
 def roofline(plan: Plan, memory_bytes: float, collectives: list[Collective], slice_: Slice) -> Times:
-    """Equations (1) and (2)."""
+    """Compute equations (1) and (2)."""
     chip = slice_.chip
     compute = plan.hardware_flops / (slice_.num_chips * chip.flops)
     memory = memory_bytes / (chip.bandwidth / chip.cores)
@@ -203,7 +210,7 @@ def roofline(plan: Plan, memory_bytes: float, collectives: list[Collective], sli
 
 
 def sum_by_kind(collectives: list[Collective]) -> dict[str, Traffic]:
-    """Counts and wire bytes, every execution of a loop's body included."""
+    """Sum counts and wire bytes by kind, every execution of a loop's body included."""
     kinds = {each.kind: [other for other in collectives if other.kind == each.kind] for each in collectives}
     return {
         kind: Traffic(count=sum(each.times for each in some), bytes=sum(each.wire_bytes for each in some))
@@ -211,9 +218,9 @@ def sum_by_kind(collectives: list[Collective]) -> dict[str, Traffic]:
     }
 
 
-def _step(blueprint: Blueprint, optim: OptimConfig) -> Any:
-    return make_step(blueprint.stage, optim, total_steps=1, seed=0)
+def _step(config: Config, optim: OptimConfig) -> Any:
+    return make_step(config.stage(), optim, total_steps=1, seed=0)
 
 
-def _shares(mesh: Mesh) -> int:
+def _num_batch_shards(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))

@@ -24,7 +24,7 @@ class Cost:
 
 
 def cost_of(plan: Plan, steps: int, mfu: float, price: float | None, peak: float) -> Cost | None:
-    """The cost of a plan that fits; `peak` in FLOP/s of the whole slice, `price` of one chip for an hour."""
+    """Return the cost of a plan that fits; `peak` in FLOP/s of the whole slice, `price` of one chip for an hour."""
     if plan.times is None:
         return None
     step = max(plan.times.step, plan.model_flops / (mfu * peak))
@@ -39,21 +39,21 @@ def cost_of(plan: Plan, steps: int, mfu: float, price: float | None, peak: float
     )
 
 
-def as_json(name: str, setting: dict[str, Any] | None, plan: Plan, cost: Cost | None) -> dict[str, Any]:
-    """Everything a plan knows; bytes, seconds and FLOPs."""
-    data = {"recipe": name, **(setting or {}), **dataclasses.asdict(plan), "fits": plan.memory.fits}
+def as_json(name: str, layout: dict[str, Any] | None, plan: Plan, cost: Cost | None) -> dict[str, Any]:
+    """Return everything in a plan as JSON; bytes, seconds and FLOPs."""
+    data = {"recipe": name, **(layout or {}), **dataclasses.asdict(plan), "fits": plan.memory.fits}
     if plan.times is not None:
         data["times"] |= {"step": plan.times.step, "bound": plan.times.bound}
     return data | {"cost": None if cost is None else dataclasses.asdict(cost)}
 
 
-def in_words(name: str, setting: dict[str, Any] | None, plan: Plan, cost: Cost | None) -> str:
-    """A page for a person; without a setting, about drawing `plan.batch_size` images."""
+def in_words(name: str, layout: dict[str, Any] | None, plan: Plan, cost: Cost | None) -> str:
+    """Write a page for a person; without a layout, about sampling `plan.batch_size` images."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
-    one = "a batch" if setting is None else "a step"
-    how = f"{plan.batch_size} images" if setting is None else f"batch {plan.batch_size}"
-    if setting is not None:
-        how += f", accumulate {setting['accumulate']}, remat {setting['remat']}"
+    one = "a batch" if layout is None else "a step"
+    how = f"{plan.batch_size} images" if layout is None else f"batch {plan.batch_size}"
+    if layout is not None:
+        how += f", accumulate {layout['accumulate']}, remat {layout['remat']}"
     lines = [
         f"{name} on {plan.topology} ({plan.num_chips} chips): {plan.parameters / 1e6:,.0f} M parameters",
         f"  mesh {mesh}; {how}",
@@ -75,21 +75,21 @@ def in_words(name: str, setting: dict[str, Any] | None, plan: Plan, cost: Cost |
             f"{cost.chip_hours:,.0f} chip-hours{money}"
         )
     if not plan.memory.fits:
-        lines.append(f"  does not fit: {advice(setting)}")
+        lines.append(f"  does not fit: {advice(layout)}")
     lines.append(f"  compiled in {plan.compile_seconds:.0f} s for {math.prod(plan.mesh.values())} devices")
     return "\n".join(lines)
 
 
 def table(rows: list[tuple[str, dict[str, Any] | None, Plan, Cost | None]]) -> str:
-    """Plans as a table in Markdown, one a row."""
+    """Write a table of plans in Markdown, one a row."""
     columns = [
         "recipe", "slice", "mesh", "batch", "state", "temporaries", "of", "collectives", "roofline", "MFU there",
         "chip-hours", "compiled in",
     ]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for name, setting, plan, cost in rows:
+    for name, layout, plan, cost in rows:
         mesh = " x ".join(f"{size} {axis}" for axis, size in plan.mesh.items() if size > 1) or "1"
-        microbatches = 1 if setting is None else setting["accumulate"]
+        microbatches = 1 if layout is None else layout["accumulate"]
         batch = f"{plan.batch_size}" + (f" / {microbatches}" if microbatches > 1 else "")
         memory, cells = plan.memory, [name, f"{plan.topology} ({plan.num_chips} chips)", mesh, batch]
         if memory.arguments is None or memory.temporaries is None or plan.times is None or plan.traffic is None:
@@ -107,12 +107,12 @@ def _gib(count: float) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
-def advice(setting: dict[str, Any] | None) -> str:
-    """What to change when a program does not fit."""
-    if setting is None:
+def advice(layout: dict[str, Any] | None) -> str:
+    """Advise what to change when a program does not fit."""
+    if layout is None:
         return "split the weights with fsdp in --mesh, or draw fewer images at once"
-    remat = "" if setting["remat"] is True else "--remat True, "
-    accumulate = f"--accumulate {setting['accumulate'] * 2}"
+    remat = "" if layout["remat"] is True else "--remat True, "
+    accumulate = f"--accumulate {layout['accumulate'] * 2}"
     return f"try {remat}{accumulate}, a larger fsdp in --mesh or a smaller --batch, or let --fit find what does"
 
 

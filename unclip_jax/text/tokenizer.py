@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int32
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.files import replacing
+from unclip_jax.core.files import atomic_write
 
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 MIN_VOCAB_SIZE = 256 + 3
@@ -33,12 +33,12 @@ class Encoded:
     Attributes:
         tokens: ids, padded to the context.
         mask: True from BOS to EOS, both included.
-        cut: per caption the text that did not fit, or None.
+        truncated: per caption the text that did not fit, or None.
     """
 
     tokens: Int32[np.ndarray, "b n"]
     mask: Bool[np.ndarray, "b n"]
-    cut: list[str | None]
+    truncated: list[str | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Tokenizer:
 
     @staticmethod
     def train(captions: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Byte-level BPE of at most `vocab_size` tokens; the same captions give the same tokenizer.
+        """Train byte-level BPE of at most `vocab_size` tokens; the same captions give the same tokenizer.
 
         Text is put in NFC, lower case and single spaces, as CLIP does; pieces seen once make no token.
         """
@@ -92,7 +92,7 @@ class Tokenizer:
 
     @staticmethod
     def from_file(folder: str | Path) -> "Tokenizer":
-        """Reads `tokenizer.json` and its special tokens (`tokenizer_config.json`) from a folder.
+        """Read `tokenizer.json` and its special tokens (`tokenizer_config.json`) from a folder.
 
         Raises UserError for a missing or unreadable file, or where BOS or EOS is not named.
         """
@@ -113,12 +113,12 @@ class Tokenizer:
 
     @staticmethod
     def from_definition(definition: str, *, bos_token: str, eos_token: str, pad_token: str) -> "Tokenizer":
-        """From the `tokenizers` library's JSON, in whatever order and with whatever settings of a call it came."""
+        """Read the `tokenizers` library's JSON, whatever its order and its settings of a call."""
         canonical = _canonical(tokenizers.Tokenizer.from_str(definition))
         return Tokenizer(definition=canonical, bos_token=bos_token, eos_token=eos_token, pad_token=pad_token)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, each whole or not at all.
+        """Write `tokenizer.json` and `tokenizer_config.json`, each whole or not at all.
 
         Equal tokenizers give equal bytes; `from_file`, and `transformers`, read them.
         """
@@ -133,11 +133,11 @@ class Tokenizer:
             ("tokenizer.json", self.definition),
             ("tokenizer_config.json", json.dumps(config, indent=2) + "\n"),
         ):
-            with replacing(folder / name) as draft:
+            with atomic_write(folder / name) as draft:
                 draft.write_bytes(text.encode())
 
     def encode(self, captions: Sequence[str], context: int) -> Encoded:
-        """Encodes captions into `context` tokens each; an empty caption is BOS EOS.
+        """Encode captions into `context` tokens each; an empty caption is BOS EOS.
 
         What does not fit is cut off in front of the EOS and reported, never dropped in silence.
         """
@@ -145,15 +145,15 @@ class Tokenizer:
             raise UserError(f"context is {context}; it must hold at least BOS and EOS, so 2")
         tokens = np.full((len(captions), context), self.pad_id, np.int32)
         mask = np.zeros((len(captions), context), bool)
-        cut: list[str | None] = []
+        truncated: list[str | None] = []
         for row, caption in enumerate(captions):
             encoding = self._tokenizer.encode(caption, add_special_tokens=False)
             ids = [self.bos_id, *encoding.ids[: context - 2], self.eos_id]
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
             overflow = encoding.offsets[context - 2 :]
-            cut.append(caption[overflow[0][0] :].strip() if overflow else None)
-        return Encoded(tokens=tokens, mask=mask, cut=cut)
+            truncated.append(caption[overflow[0][0] :].strip() if overflow else None)
+        return Encoded(tokens=tokens, mask=mask, truncated=truncated)
 
     @property
     def vocab_size(self) -> int:
@@ -190,14 +190,14 @@ class Tokenizer:
 
 
 def _canonical(tokenizer: tokenizers.Tokenizer) -> str:
-    """The library's JSON without settings of a call, such as truncation, and with sorted keys."""
+    """Return the library's JSON without settings of a call, such as truncation, and with sorted keys."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, sort_keys=True, indent=1) + "\n"
 
 
 def _read_special_tokens(folder: Path) -> dict[str, str]:
-    """bos_token, eos_token and pad_token, as far as Hugging Face's two files in the folder name them."""
+    """Read bos_token, eos_token and pad_token, as far as Hugging Face's two files in the folder name them."""
     special: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (folder / name).is_file():

@@ -9,14 +9,10 @@ import contextlib
 import dataclasses
 import errno
 import fnmatch
-import gc
 import importlib.metadata
-import logging
 import os
 import platform
-import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +24,8 @@ from jaxtyping import PyTree
 
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.errors import UserError
-from unclip_jax.parallel.distributed import from_all, is_loss
+from unclip_jax.parallel.distributed import from_all, is_lost_peer
+from unclip_jax.training.orbax_quiet import orbax_muted
 from unclip_jax.training.state import State
 from unclip_jax.training.workdir import is_remote, open_folder
 
@@ -65,7 +62,7 @@ class Meta:
 
 
 def versions() -> dict[str, str]:
-    """The versions that shaped the numbers, for the record."""
+    """Return the versions that shaped the numbers, for the record."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
@@ -76,7 +73,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, *, meta: Meta, keep: int, keep_period: int | None = None):
-        """Opens or creates the folder.
+        """Open or create the folder.
 
         Raises UserError when it cannot be written, and when it is not one folder that all processes see.
         """
@@ -85,19 +82,19 @@ class Checkpoints:
         _make_shared(self._folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period, cleanup_tmp_directories=True)
         self._muted = contextlib.ExitStack()
-        self._muted.enter_context(_orbax_muted())
+        self._muted.enter_context(orbax_muted())
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
 
     def latest_step(self) -> int | None:
-        """The newest step that is saved whole, or None."""
+        """Return the newest step that is saved whole, or None."""
         return max(_committed_steps(self._folder), default=None)
 
     def reached_preemption(self, step: int) -> bool:
-        """True, on every process at the same step, once one of several processes was told to end."""
+        """Return True, on every process at the same step, once one of several processes has received SIGTERM."""
         return self._manager.reached_preemption(step)
 
     def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
-        """Starts saving; `progress` (JSON) comes back with `restore`.
+        """Start saving; `progress` (JSON) comes back with `restore`.
 
         Raises UserError if this save or the one before, which it waits for, could not be written.
         """
@@ -112,14 +109,14 @@ class Checkpoints:
             raise self._save_failed(error) from error
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk; raises UserError if it could not be written."""
+        """Wait until what was saved is on disk; raise UserError if it could not be written."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._save_failed(error) from error
 
     def restore(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
-        """The newest readable state, laid out as `abstract` says, and its progress; None if nothing is saved.
+        """Restore the newest readable state, laid out as `abstract`, and its progress; None if nothing is saved.
 
         A newest checkpoint that cannot be read, by whichever process, is warned about and set aside, and the one before
         is taken. Raises UserError when none can be read, and when the checkpoint belongs to another config.
@@ -158,7 +155,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Stops the threads; call `wait` before, to learn whether the last save succeeded."""
+        """Stop the threads; call `wait` before, to check that the last save succeeded."""
         self._manager.close()
         self._muted.close()
 
@@ -201,7 +198,7 @@ class Checkpoints:
         self._manager.reload()
 
     def _save_failed(self, error: Exception) -> Exception:
-        if is_loss(error):
+        if is_lost_peer(error):
             return error
         last = self.latest_step()
         good = "no checkpoint is saved yet" if last is None else f"the checkpoint of step {last} is whole and usable"
@@ -213,7 +210,7 @@ class Checkpoints:
 def load_params(
     path: str | Path, which: Literal["ema", "params"] = "ema", step: int | None = None
 ) -> tuple[PyTree, dict[str, Any]]:
-    """Parameters alone, for sampling: works on one device whatever mesh and optimiser they were trained with.
+    """Read parameters alone, for sampling: on one device whatever mesh and optimiser they were trained with.
 
     Args:
         path: the run's workdir, a folder or gs://bucket/folder.
@@ -236,7 +233,7 @@ def load_params(
         raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, sorted(steps)))}")
     try:
         meta = _read_meta(folder / str(step))
-        with _orbax_muted():
+        with orbax_muted():
             handler, saved = ocp.PyTreeCheckpointHandler(), folder / str(step) / "state"
             item = {which: handler.metadata(saved).tree[which]}
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
@@ -247,34 +244,18 @@ def load_params(
     return jax.device_put(tree[which]), meta
 
 
-@contextlib.contextmanager
-def _orbax_muted() -> Iterator[None]:
-    """Keeps Orbax from printing tracebacks of a failure that it also raises: the one line made of it is enough."""
-    hook, loggers = sys.unraisablehook, [logging.getLogger(name) for name in ("absl", "asyncio")]
-
-    def is_not_orbax(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname and "orbax" not in record.getMessage()
-
-    def unraisable(problem) -> None:
-        # Reads and writes that end after the first of them failed find their event loop gone.
-        if str(problem.exc_value) != "Event loop is closed":
-            hook(problem)
-
-    sys.unraisablehook = unraisable
-    for logger in loggers:
-        logger.addFilter(is_not_orbax)
-    try:
-        yield
-    finally:
-        # The tasks left over speak when they are collected.
-        gc.collect()
-        sys.unraisablehook = hook
-        for logger in loggers:
-            logger.removeFilter(is_not_orbax)
+def newest_meta(path: str | Path) -> dict[str, Any] | None:
+    """Read the meta of a run's newest readable checkpoint; None where nothing is saved."""
+    folder = open_folder(path) / FOLDER
+    for step in sorted(_committed_steps(folder), reverse=True):
+        # One that cannot be read is set aside, with a warning, when the state is restored.
+        with contextlib.suppress(Exception):
+            return _read_meta(folder / str(step))
+    return None
 
 
 def _make_shared(folder: epath.Path) -> None:
-    """Process 0 makes the folder, and all see whether it is there."""
+    """Make the folder in process 0, and check that every process has access to it."""
     problem = None
     try:
         if jax.process_index() == 0:
@@ -283,7 +264,7 @@ def _make_shared(folder: epath.Path) -> None:
         there = folder.is_dir()
     except Exception as error:
         # A bucket's client has errors of its own: no package, no credentials, no permission, no such bucket.
-        if is_loss(error) or not (isinstance(error, OSError) or is_remote(folder)):
+        if is_lost_peer(error) or not (isinstance(error, OSError) or is_remote(folder)):
             raise
         problem, there = getattr(error, "strerror", None) or _first_line(error), False
     seen = from_all(there)
@@ -295,7 +276,7 @@ def _make_shared(folder: epath.Path) -> None:
 
 
 def _committed_steps(folder: epath.Path) -> set[int]:
-    """Steps that are saved whole: Orbax renames a temporary folder then; in a bucket it leaves a mark."""
+    """Return the steps that are saved whole: Orbax renames a temporary folder then; in a bucket it leaves a mark."""
     if not folder.is_dir():
         return set()
     steps = {int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir()}

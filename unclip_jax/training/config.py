@@ -19,9 +19,9 @@ class OptimConfig:
     """AdamW, Muon or Adafactor with warm-up, gradient clipping and an exponential moving average of the parameters."""
 
     optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
-    """What moves the kernels; with Muon, Adam moves the rest. Adafactor has no use for beta1, beta2 and eps."""
+    """The optimiser of kernels; with Muon, Adam updates the rest. Adafactor has no use for beta1, beta2 and eps."""
     moments: Literal["float32", "bfloat16", "int8"] = "float32"
-    """How the optimiser's moments are kept between steps: Adam's are 8, 4 or about 2 bytes for each parameter."""
+    """Precision of the optimiser's moments between steps: Adam's are 8, 4 or about 2 bytes for each parameter."""
     learning_rate: float = 1.2e-4
     """The rate after the warm-up."""
     adam_rate: float = 1.0
@@ -76,28 +76,28 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run lives, how long it lasts and what it leaves behind."""
+    """A run: its folder, its length, and what it saves."""
 
     workdir: str
     """Folder of the run, shared by all hosts, or gs://bucket/folder. A run that finds its checkpoints there resumes."""
     steps: int
     """Optimiser steps of the whole run."""
     seed: int = 0
-    """Seeds the initial parameters and, folded with the step and the row, every random draw."""
+    """Seeds the initial parameters and, folded with the step and the row, all randomness."""
     log_every: int = 100
     """Steps that one line of metrics averages over."""
     save_every: int = 1000
     """Steps between checkpoints; the last step is always saved."""
     sample_every: int = 0
-    """Steps between preview images; 0 draws none."""
+    """Steps between preview images; 0 makes none."""
     keep: int = 3
     """Newest checkpoints to keep."""
     keep_period: int | None = None
     """Keep the checkpoints of all steps that this divides as well, for ever."""
     mesh: MeshSpec = MeshSpec()
-    """How the devices are laid out."""
+    """The device mesh."""
     cluster: ClusterSpec = ClusterSpec()
-    """How the processes of several hosts find each other."""
+    """The cluster, where it is not detected."""
     hang_timeout: int = 600
     """Seconds without a finished step after which the process ends, with status 75, to be started again; 0 never."""
     backend: Backend = "jit"

@@ -15,20 +15,20 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import PyTree
+from jaxtyping import PyTree, UInt8
 
 from unclip_jax.core.config import to_json
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.files import replacing
+from unclip_jax.core.files import atomic_write
 from unclip_jax.images.png import save_png
-from unclip_jax.parallel.distributed import put_whole
+from unclip_jax.parallel.distributed import put_global
 from unclip_jax.parallel.mesh import make_mesh
-from unclip_jax.parallel.rules import REPLICATE, Rules, match_rules
 from unclip_jax.parallel.step import compile_step
+from unclip_jax.stages.encoders import frozen_shardings
+from unclip_jax.stages.stage import Stage
 from unclip_jax.training.checkpoint import Checkpoints, Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
-from unclip_jax.training.metrics import Delayed, MetricLogger
-from unclip_jax.training.stage import Preview, Stage
+from unclip_jax.training.metrics import DeferredMetrics, MetricLogger
 from unclip_jax.training.state import State, abstract_state, init, start_from, state_shardings
 from unclip_jax.training.step import make_step
 from unclip_jax.training.watchdog import Watchdog
@@ -37,30 +37,30 @@ from unclip_jax.training.workdir import is_remote, local, open_folder
 _STEPS_BEFORE_PROFILE = 10
 
 Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
+"""From a step to the batches of that step and on."""
+Preview = Callable[[PyTree, PyTree, int], UInt8[np.ndarray, "h w 3"] | None]
+"""(moving average, frozen, step) -> an image to save under samples/, or None."""
 
 
 def train(
     stage: Stage,
-    frozen: PyTree,
+    frozen: dict[str, PyTree],
     batches: Batches,
     *,
     optim: OptimConfig,
     run: RunConfig,
     meta: Meta,
     preview: Preview | None = None,
-    rules: Rules = REPLICATE,
-    frozen_rules: Rules = REPLICATE,
-    start_params: PyTree | None = None,
+    start_params: Callable[[], PyTree | None] = lambda: None,
 ) -> State:
-    """Trains `stage` to `run.steps` steps and returns the final state.
+    """Train `stage` to `run.steps` steps and return the final state.
 
     Args:
         frozen: what `stage.loss` needs and does not train; {} if nothing.
         batches: step -> iterator over this process's rows of the global batches of that step and on.
         meta: what every checkpoint says about itself; its config is compared when a run resumes.
-        preview: drawn every `run.sample_every` steps from the moving average.
-        rules: where the parameters live on the mesh; `frozen_rules`, where `frozen` does.
-        start_params: parameters that a new run starts from, instead of random ones.
+        preview: made every `run.sample_every` steps from the moving average.
+        start_params: reads the parameters that a new run starts from; None for random ones.
 
     SIGTERM and SIGINT end the step, save and leave with SystemExit(0). Raises UserError for a loss that is
     not finite (see `OptimConfig.on_nonfinite`), a full disk, a config that differs from the run's, and data
@@ -73,28 +73,28 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
 
-        abstract = abstract_state(stage, optim, mesh, rules)
+        abstract = abstract_state(stage, optim, mesh)
         restored = checkpoints.restore(abstract)
         if restored is not None:
             state, window = restored
-        elif start_params is not None:
-            state, window = start_from(jax.device_get(start_params), abstract, optim), {}
+        elif (params := start_params()) is not None:
+            state, window = start_from(jax.device_get(params), abstract, optim), {}
         else:
-            state, window = init(stage, optim, mesh, jax.random.key(run.seed), rules), {}
+            state, window = init(stage, optim, mesh, jax.random.key(run.seed)), {}
         start_step = int(state.step)
         if start_step >= run.steps:
             return state
 
         first = jax.process_index() == 0
         if first:
-            with local(workdir / "config.json") as path, replacing(path) as draft:
+            with local(workdir / "config.json") as path, atomic_write(path) as draft:
                 config = {"kind": meta.kind, **to_json(meta.config)}
                 draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        frozen_shardings = match_rules(frozen_rules, frozen, mesh)
-        frozen = put_whole(frozen, frozen_shardings)
+        where = frozen_shardings(frozen, mesh)
+        frozen = put_global(frozen, where)
         shardings = state_shardings(abstract)
         step_fn = make_step(stage, optim, total_steps=run.steps, seed=run.seed)
-        compiled = compile_step(step_fn, mesh, shardings, frozen_shardings, run.backend)
+        compiled = compile_step(step_fn, mesh, shardings, where, run.backend)
 
         iterator = batches(start_step)
         stack.callback(getattr(iterator, "close", lambda: None))
@@ -105,7 +105,7 @@ def train(
         if restored is not None:
             logger.say(f"carrying on from step {start_step} in {workdir}")
         stop = stack.enter_context(_StopSignals())
-        delayed = Delayed()
+        delayed = DeferredMetrics()
         profiler = stack.enter_context(_Profiler(run, workdir, start_step))
         watchdog = stack.enter_context(Watchdog(run.hang_timeout))
 
@@ -189,7 +189,7 @@ class _Profiler:
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around one step."""
+        """Trace one step."""
         if self._steps and step == self._steps.start:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True

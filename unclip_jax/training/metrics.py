@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from unclip_jax.core.files import replacing
+from unclip_jax.core.files import atomic_write
 from unclip_jax.training.config import RunConfig
 from unclip_jax.training.workdir import is_remote, open_folder
 
@@ -42,7 +42,7 @@ class MetricLogger:
         self._board = None
         if not quiet:
             path = open_folder(run.workdir) / FILE
-            self._file = _Object(path, start_step) if is_remote(path) else _File(Path(path), start_step)
+            self._file = _BucketFile(path, start_step) if is_remote(path) else _File(Path(path), start_step)
             self._board = _tensorboard(run, start_step) if run.tensorboard else None
 
     @property
@@ -51,7 +51,7 @@ class MetricLogger:
         return {name: list(pair) for name, pair in self._window.items()}
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Takes the metrics of one finished step (steps done, this one included); writes every `log_every`.
+        """Take the metrics of one finished step (steps done, this one included); write every `log_every`.
 
         Values that are not finite (a metric without examples, a skipped step) are left out of the average.
         """
@@ -68,12 +68,12 @@ class MetricLogger:
             self._window = {}
 
     def image(self, step: int, grid: np.ndarray) -> None:
-        """Shows a uint8 image [h w 3] in TensorBoard."""
+        """Show a uint8 image [h w 3] in TensorBoard."""
         if self._board is not None:
             self._board.add_image("samples", grid, step, dataformats="HWC")
 
     def say(self, line: str) -> None:
-        """Prints a line of its own, clear of the progress line."""
+        """Print a line of its own, clear of the progress line."""
         if self._file is not None:
             print(f"\n{line}" if self._tty and self._clock else line, flush=True)
 
@@ -112,19 +112,19 @@ class MetricLogger:
             print(line, flush=True)
 
 
-class Delayed:
+class DeferredMetrics:
     """Holds one step's metrics on the device until the next step is under way."""
 
     def __init__(self):
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def swap(self, step: int, metrics: dict[str, jax.Array]) -> tuple[int, dict[str, float]] | None:
-        """Takes the metrics of `step` and gives those of the step before, fetched."""
+        """Take the metrics of `step` and return those of the step before, fetched."""
         before, self._pending = self.take(), (step, metrics)
         return before
 
     def take(self) -> tuple[int, dict[str, float]] | None:
-        """Gives what is held, fetched; waits for that step to end."""
+        """Return what is held, fetched; this waits for that step to end."""
         if self._pending is None:
             return None
         (step, metrics), self._pending = self._pending, None
@@ -137,7 +137,7 @@ class _File:
     def __init__(self, path: Path, start_step: int):
         if path.exists():
             kept = _lines_up_to(start_step, path.read_text(encoding="utf-8"))
-            with replacing(path) as draft:
+            with atomic_write(path) as draft:
                 draft.write_text(kept, encoding="utf-8")
         self._file = open(path, "a", encoding="utf-8")
 
@@ -149,7 +149,7 @@ class _File:
         self._file.close()
 
 
-class _Object:
+class _BucketFile:
     """Lines kept here and written to a bucket whole, now and then and at the end."""
 
     def __init__(self, path: epath.Path, start_step: int):
@@ -168,7 +168,7 @@ class _Object:
 
 
 def _lines_up_to(step: int, text: str) -> str:
-    """The whole lines up to `step`; a run that lost some steps writes them again."""
+    """Return the whole lines up to `step`; a run that lost some steps writes them again."""
     kept = []
     for line in text.splitlines(keepends=True):
         try:

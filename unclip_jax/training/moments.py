@@ -43,14 +43,14 @@ class Levels:
         return 127 if self.signed else 255
 
     def __call__(self, k: Array) -> Array:
-        """L(k) / max for k >= 0."""
+        """Return L(k) / max for k >= 0."""
         level = k / self.count
         for _ in range(self.roots):
             level = level * level
         return level
 
     def below(self, share: Array) -> Array:
-        """The k for which L(k) / max <= share < L(k + 1) / max, up to rounding, which equation (1) makes good."""
+        """Return the k for which L(k) / max <= share < L(k + 1) / max, up to rounding, which equation (1) corrects."""
         for _ in range(self.roots):
             share = jnp.sqrt(share)
         return jnp.floor(share * self.count)
@@ -60,7 +60,7 @@ LEVELS = {"mu": Levels(signed=True, roots=2), "nu": Levels(signed=False, roots=3
 """Of the moments by the names that optax gives them."""
 
 
-class Kept(NamedTuple):
+class Quantized(NamedTuple):
     """The state of an optimiser with its moments in fewer bits, and the maxima of the rows where they need them."""
 
     inner: Any
@@ -68,7 +68,8 @@ class Kept(NamedTuple):
 
 
 def to_bfloat16(x: Float[Array, "*n"], chance: UInt16[Array, "*n"]) -> Float[Array, "*n"]:
-    """Equation (1) with (2): the upper half of a float32 is a bfloat16; `chance` and the lower half carry into it."""
+    """Compute equation (1) with (2): the upper half of a float32 is a bfloat16; `chance` and the lower half carry into
+    it."""
     upper = (jax.lax.bitcast_convert_type(x, jnp.uint32) + chance) >> 16
     return jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)
 
@@ -76,7 +77,7 @@ def to_bfloat16(x: Float[Array, "*n"], chance: UInt16[Array, "*n"]) -> Float[Arr
 def to_int8(
     x: Float[Array, "*n d"], chance: UInt16[Array, "*n d"], levels: Levels
 ) -> tuple[Integer[Array, "*n d"], Float[Array, "*n 1"]]:
-    """Equation (1) with (3): k, and the maxima of the rows."""
+    """Compute equation (1) with (3): k, and the maxima of the rows."""
     scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     share = jnp.abs(x) / jnp.where(scale > 0, scale, 1.0)
     k = levels.below(share)
@@ -90,26 +91,27 @@ def to_int8(
 
 
 def from_int8(k: Integer[Array, "*n d"], scale: Float[Array, "*n 1"], levels: Levels) -> Float[Array, "*n d"]:
-    """Equation (3)."""
+    """Compute equation (3)."""
     k = k.astype(jnp.float32)
     return jnp.sign(k) * levels(jnp.abs(k)) * scale
 
 
-def kept_as(inner: optax.GradientTransformation, how: Moments) -> optax.GradientTransformation:
-    """`inner`, whose state has a `count` and moments `mu` and perhaps `nu`, with these in fewer bits between steps.
+def quantize_moments(inner: optax.GradientTransformation, precision: Moments) -> optax.GradientTransformation:
+    """Return `inner`, whose state has a `count` and moments `mu` and perhaps `nu`, with these in fewer bits between
+    steps.
 
     What chance decides depends on the count and the place in the tree alone: it is the same on any number of devices,
     and the same again after a run has resumed.
     """
-    if how == "float32":
+    if precision == "float32":
         return inner
 
     def pack(x: Array, chance: Array, levels: Levels) -> tuple[Array, Any]:
-        if how == "bfloat16":
+        if precision == "bfloat16":
             return to_bfloat16(x, chance), optax.MaskedNode()
         return to_int8(x, chance, levels) if x.ndim > 1 else (x, optax.MaskedNode())
 
-    def packed(state: Any) -> Kept:
+    def packed(state: Any) -> Quantized:
         key = jax.random.fold_in(jax.random.key(_SEED), state.count)
         # One draw serves both moments: random bits are dear to compile, for each parameter anew.
         shapes = [x.shape for x in jax.tree.leaves(state.mu)]
@@ -120,9 +122,9 @@ def kept_as(inner: optax.GradientTransformation, how: Moments) -> optax.Gradient
             chances = [(bits >> 16 * half).astype(jnp.uint16) for bits in draws]
             pairs = [pack(x, chance, LEVELS[name]) for x, chance in zip(leaves, chances, strict=True)]
             moments[name], scales[name] = (jax.tree.unflatten(tree, [pair[i] for pair in pairs]) for i in (0, 1))
-        return Kept(state._replace(**moments), scales)
+        return Quantized(state._replace(**moments), scales)
 
-    def unpacked(kept: Kept) -> Any:
+    def unpacked(kept: Quantized) -> Any:
         def moment(name: str) -> PyTree:
             def unpack(x: Array, scale: Any) -> Array:
                 whole = isinstance(scale, optax.MaskedNode)
@@ -132,10 +134,10 @@ def kept_as(inner: optax.GradientTransformation, how: Moments) -> optax.Gradient
 
         return kept.inner._replace(**{name: moment(name) for name in _moments(kept.inner)})
 
-    def init(params: PyTree) -> Kept:
+    def init(params: PyTree) -> Quantized:
         return packed(inner.init(params))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Kept]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Quantized]:
         updates, after = inner.update(updates, unpacked(state), params)
         return updates, packed(after)
 

@@ -15,7 +15,7 @@ whose root mean square is 0.2 whatever the shape, about Adam's, so that one lear
 2025, arXiv 2502.16982, section 2.2); `adam_rate` scales what Adam moves. Five Newton-Schulz iterations stand in for
 U V^T, with singular values that lie around 1. `unclip_jax.training.moments` keeps the moments of both in fewer bits.
 
-Adafactor (Shazeer & Stern, 2018, arXiv 1804.04235) knows of the squared gradients of a kernel only the means R of
+Adafactor (Shazeer & Stern, 2018, arXiv 1804.04235) keeps of the squared gradients of a kernel only the means R of
 their rows and C of their columns, and has no momentum:
 
     u = g / sqrt(R C^T / mean(R)),   direction(g) = u / max(1, rms(u)),   decay of R and C: 1 - step^-0.8           (6)
@@ -34,11 +34,11 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from unclip_jax.parallel.rules import path_name
 from unclip_jax.training.config import OptimConfig
-from unclip_jax.training.moments import kept_as
+from unclip_jax.training.moments import quantize_moments
 
 
 def learning_rate(optim: OptimConfig, total_steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """The rate of step 0, 1, ...: a linear warm-up that starts above 0, then constant or a cosine to 0."""
+    """Return the rate of step 0, 1, ...: a linear warm-up that starts above 0, then constant or a cosine to 0."""
 
     def rate(step: Int[Array, ""]) -> Float[Array, ""]:
         warmup = jnp.minimum(1.0, (step + 1) / max(optim.warmup_steps, 1))
@@ -51,12 +51,12 @@ def learning_rate(optim: OptimConfig, total_steps: int) -> Callable[[Int[Array, 
 
 
 def kernel_mask(params: PyTree) -> PyTree:
-    """True for the leaves that weight decay and Muon act on: those whose own name is `kernel`."""
+    """Mark True the leaves that weight decay and Muon act on: those whose own name is `kernel`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).split("/")[-1] == "kernel", params)
 
 
 def _rows(kernel: Array) -> tuple[int, ...]:
-    """The axes that make up fan_in, in [..., in, out] and in a convolution's [height, width, in, out]."""
+    """Return the axes that make up fan_in, in [..., in, out] and in a convolution's [height, width, in, out]."""
     return (0, 1, 2) if kernel.ndim == 4 else (kernel.ndim - 2,)
 
 
@@ -65,7 +65,7 @@ def _matrices(kernels: PyTree) -> PyTree:
 
 
 def _scale_by_shape(updates: PyTree, _: PyTree) -> PyTree:
-    """The factor of equation (5)."""
+    """Return the factor of equation (5)."""
 
     def scale(update):
         fan_in = math.prod(update.shape[axis] for axis in _rows(update))
@@ -75,13 +75,16 @@ def _scale_by_shape(updates: PyTree, _: PyTree) -> PyTree:
 
 
 def make_transform(optim: OptimConfig) -> optax.GradientTransformation:
-    """Equation (2). The step itself applies the rate, by its own count, which skipped steps do not delay."""
-    direction = kept_as(optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps), optim.moments)
+    """Return the transform of equation (2). The step itself applies the rate, by its own count, which skipped steps do
+    not delay."""
+    direction = quantize_moments(optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps), optim.moments)
     if optim.optimizer == "adafactor":
         direction = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
     if optim.optimizer == "muon":
         muon = optax.chain(
-            kept_as(scale_by_muon(beta=optim.beta1, eps=optim.eps, weight_dimension_numbers=_matrices), optim.moments),
+            quantize_moments(
+                scale_by_muon(beta=optim.beta1, eps=optim.eps, weight_dimension_numbers=_matrices), optim.moments
+            ),
             optax.stateless(_scale_by_shape),
         )
         direction = optax.partition(
@@ -92,7 +95,7 @@ def make_transform(optim: OptimConfig) -> optax.GradientTransformation:
 
 
 def clip(grads: PyTree, norm: Float[Array, ""], optim: OptimConfig) -> PyTree:
-    """Equation (1); `norm` is the global norm of `grads`."""
+    """Clip by equation (1); `norm` is the global norm of `grads`."""
     if optim.clip_norm is None:
         return grads
     scale = jnp.minimum(1.0, optim.clip_norm / jnp.maximum(norm, 1e-12))
@@ -100,6 +103,6 @@ def clip(grads: PyTree, norm: Float[Array, ""], optim: OptimConfig) -> PyTree:
 
 
 def update_ema(ema: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
-    """Equation (4); `step` counts the steps before this one."""
+    """Update by equation (4); `step` counts the steps before this one."""
     d = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)

@@ -12,11 +12,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Key, PyTree
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.parallel.rules import REPLICATE, Rules, match_rules, path_name
+from unclip_jax.parallel.rules import match_rules, path_name
 from unclip_jax.parallel.step import replicated
+from unclip_jax.stages.stage import Stage
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.optim import make_transform
-from unclip_jax.training.stage import Stage
 
 
 @flax.struct.dataclass
@@ -40,8 +40,8 @@ def _build(params: PyTree, optim: OptimConfig) -> State:
     return State(step=zero, params=params, ema=ema, opt_state=make_transform(optim).init(params), skipped=zero)
 
 
-def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = REPLICATE) -> State:
-    """The state's shapes, types and shardings with no memory behind them, as a State of ShapeDtypeStructs.
+def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh) -> State:
+    """Return the state's shapes, types and shardings with no memory behind them, as a State of ShapeDtypeStructs.
 
     The moving average and the optimiser's moments lie as the parameter they belong to; the counts, and moments of
     fewer dimensions than the parameter (Adafactor's), are replicated.
@@ -52,7 +52,7 @@ def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = 
     def is_masked(moment) -> bool:  # a parameter that this half of the optimiser leaves to the other
         return isinstance(moment, optax.MaskedNode)
 
-    params = match_rules(rules, shapes.params, mesh)
+    params = match_rules(stage.sharding_rules(), shapes.params, mesh)
     shardings = State(
         step=whole,
         params=params,
@@ -76,7 +76,8 @@ def abstract_state(stage: Stage, optim: OptimConfig, mesh: Mesh, rules: Rules = 
 
 
 def _beside(sharding: NamedSharding, param: jax.ShapeDtypeStruct, moment: jax.ShapeDtypeStruct) -> NamedSharding:
-    """Where a moment of a parameter lies: as the parameter does, but for the dimensions that it has one number for."""
+    """Return where a moment of a parameter lies: as the parameter does, but for the dimensions that it has one number
+    for."""
     if moment.shape == param.shape:
         return sharding
     if moment.ndim != param.ndim:
@@ -89,18 +90,18 @@ def _beside(sharding: NamedSharding, param: jax.ShapeDtypeStruct, moment: jax.Sh
 
 
 def state_shardings(abstract: State) -> State:
-    """The shardings of an abstract or a real state."""
+    """Return the shardings of an abstract or a real state."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def init(stage: Stage, optim: OptimConfig, mesh: Mesh, key: Key[Array, ""], rules: Rules = REPLICATE) -> State:
-    """The state before step 0, created where it will live: no device ever holds the unsharded parameters."""
-    shardings = state_shardings(abstract_state(stage, optim, mesh, rules))
+def init(stage: Stage, optim: OptimConfig, mesh: Mesh, key: Key[Array, ""]) -> State:
+    """Create the state before step 0 where it will lie: no device ever holds the unsharded parameters."""
+    shardings = state_shardings(abstract_state(stage, optim, mesh))
     return jax.jit(lambda key: _build(stage.init(key), optim), out_shardings=shardings)(key)
 
 
 def start_from(params: PyTree, abstract: State, optim: OptimConfig) -> State:
-    """The state before step 0 with given parameters, laid out as `abstract` says.
+    """Return the state before step 0 with given parameters, laid out as `abstract` says.
 
     Raises UserError, by name, where the parameters are not those of the network.
     """

@@ -17,10 +17,10 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.parallel.layout import num_shares, row_numbers, split_rows, total
+from unclip_jax.parallel.layout import global_rows, num_batch_shards, shard_batch, sum_over_batch
+from unclip_jax.stages.stage import Batch, Stage
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.optim import clip, learning_rate, make_transform, update_ema
-from unclip_jax.training.stage import Batch, Stage
 from unclip_jax.training.state import State
 
 Metrics = dict[str, Float[Array, ""]]
@@ -30,13 +30,13 @@ _OWN_METRICS: tuple[str, ...] = ("loss", "grad_norm", "learning_rate", "skipped"
 
 
 def example_keys(seed: int, step: Int[Array, ""], rows: Int[Array, " b"]) -> Key[Array, " b"]:
-    """Equation (1) for the given rows of the global batch."""
+    """Compute equation (1) for the given rows of the global batch."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 def make_step(stage: Stage, optim: OptimConfig, *, total_steps: int, seed: int) -> StepFn:
-    """The train step of `stage`, to be compiled by `unclip_jax.parallel.step.compile_step`.
+    """Make the train step of `stage`, to be compiled by `unclip_jax.parallel.step.compile_step`.
 
     Metrics are scalars: `loss`, `grad_norm` (before clipping), `learning_rate`, `skipped` (`State.skipped`
     after the step) and the stage's own, weighted over the global batch; NaN where the batch gave a metric no
@@ -73,16 +73,16 @@ def make_step(stage: Stage, optim: OptimConfig, *, total_steps: int, seed: int) 
 
 
 def _loss_and_grads(stage: Stage, microbatches: int, seed: int, state: State, frozen: PyTree, batch: Batch):
-    """((loss, {metric: (sum of value * weight, sum of weight)}), gradient of the loss) of the whole batch."""
-    rows = row_numbers(len(jax.tree.leaves(batch)[0]))
-    size = len(rows) * num_shares()
+    """Return ((loss, {metric: (sum of value * weight, sum of weight)}), gradient of the loss) of the whole batch."""
+    rows = global_rows(len(jax.tree.leaves(batch)[0]))
+    size = len(rows) * num_batch_shards()
     if len(rows) % microbatches:
         raise UserError(
             f"accumulate is {microbatches}, which does not divide the batch of {len(rows)}; choose a divisor"
         )
 
     def part(params: PyTree, rows: Int[Array, " b"], batch: Batch):
-        per_example, values = stage.loss(params, frozen, batch, example_keys(seed, state.step, rows))
+        per_example, values = stage.loss(params, state.ema, frozen, batch, example_keys(seed, state.step, rows))
         if taken := set(values) & set(_OWN_METRICS):
             raise ValueError(f"the stage's metrics {sorted(taken)} have names that the step itself uses")
         sums = {name: (jnp.sum(jnp.where(w > 0, v * w, 0.0)), jnp.sum(w)) for name, (v, w) in values.items()}
@@ -90,7 +90,7 @@ def _loss_and_grads(stage: Stage, microbatches: int, seed: int, state: State, fr
 
     part_grad = jax.value_and_grad(part, has_aux=True)
     if microbatches == 1:
-        return total(part_grad(state.params, rows, batch))
+        return sum_over_batch(part_grad(state.params, rows, batch))
 
     # Row i goes to microbatch i mod A: dimension 0 of [B/A, A] keeps the batch's sharding, so no row moves.
     strided = jax.tree.map(
@@ -99,9 +99,9 @@ def _loss_and_grads(stage: Stage, microbatches: int, seed: int, state: State, fr
     )
 
     def accumulate(sums, microbatch):
-        microbatch = jax.tree.map(split_rows, microbatch)
+        microbatch = jax.tree.map(shard_batch, microbatch)
         return jax.tree.map(jnp.add, sums, part_grad(state.params, *microbatch)), None
 
     first = jax.eval_shape(part_grad, state.params, *jax.tree.map(lambda x: x[0], strided))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), first)
-    return total(jax.lax.scan(accumulate, zeros, strided)[0])
+    return sum_over_batch(jax.lax.scan(accumulate, zeros, strided)[0])

@@ -10,8 +10,8 @@ class Watchdog:
     """To be entered around the steps of a run; a thread looks whether they keep coming.
 
     After `timeout` seconds (0: never) without a sign of life the process ends with one line and status
-    `distributed.GONE`, and so it does for an error inside that says that another process is gone. Nothing else would
-    wake a thread that waits in a collective.
+    `distributed.EXIT_PEER_LOST`, and so it does for an error inside that says that another process is gone. Nothing
+    else would wake a thread that waits in a collective.
     """
 
     def __init__(self, timeout: float | int):
@@ -20,11 +20,11 @@ class Watchdog:
         self._over = threading.Event()
 
     def alive(self, step: int) -> None:
-        """Something has been finished since; `step` is the newest step whose numbers are known."""
+        """Restart the clock: something has been finished; `step` is the newest step whose numbers are known."""
         self._last = (step, time.monotonic())
 
     def rest(self) -> None:
-        """What comes next may take any time, until `alive` is called again."""
+        """Stop the clock until `alive` is called again."""
         self._last = None
 
     def __enter__(self):
@@ -34,17 +34,17 @@ class Watchdog:
 
     def __exit__(self, kind, error, trace):
         self._over.set()
-        if distributed.is_loss(error):
+        if distributed.is_lost_peer(error):
             reason = str(error).strip().splitlines()[0]
             line = f"{distributed.whoami()}: another process is gone ({reason}); {distributed.start_again()}"
-            distributed.leave(line, distributed.GONE)
+            distributed.exit_now(line, distributed.EXIT_PEER_LOST)
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._timeout / 4)):
             last = self._last
             if last is not None and time.monotonic() - last[1] > self._timeout:
-                distributed.leave(
+                distributed.exit_now(
                     f"{distributed.whoami()}: no step finished for {self._timeout:g} s after step {last[0]}; "
                     f"another process is gone or the data have stopped; {distributed.start_again()}",
-                    distributed.GONE,
+                    distributed.EXIT_PEER_LOST,
                 )

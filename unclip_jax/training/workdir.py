@@ -9,18 +9,18 @@ from etils import epath
 
 
 def is_remote(path: str | epath.Path) -> bool:
-    """Whether `path` names objects in a bucket, which cannot be appended to nor renamed."""
+    """Return whether `path` names objects in a bucket, which cannot be appended to nor renamed."""
     return "://" in str(path)
 
 
 def open_folder(workdir: str | Path) -> epath.Path:
-    """`workdir`, independent of the current folder."""
+    """Return `workdir`, independent of the current folder."""
     return epath.Path(workdir) if is_remote(str(workdir)) else epath.Path(Path(workdir).absolute())
 
 
 @contextmanager
 def local(path: epath.Path) -> Iterator[Path]:
-    """A local path to write `path` at: itself, or a file that goes to the bucket at the end, in one piece."""
+    """Yield a local path to write `path` at: itself, or a file that goes to the bucket at the end, in one piece."""
     if not is_remote(path):
         yield Path(path)
         return

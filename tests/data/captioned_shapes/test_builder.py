@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,15 @@ def data_dir(tmp_path_factory):
     return folder
 
 
+def read(builder: Any, split: str, **options: Any) -> Any:
+    """A split; its type says that a builder of TFDS takes none by name."""
+    return builder.as_data_source(split=split, **options)
+
+
 def test_examples_are_those_of_the_generator_in_order(data_dir):
     builder = captioned_shapes.prepare(data_dir, **SIZES)
-    for split, count in (("train", 12), ("test_seen", 3), ("test_unseen", 3)):
-        source = builder.as_data_source(split=split)
+    for split, count in zip(shapes.SPLITS, (12, 3, 3), strict=True):
+        source = read(builder, split)
         assert len(source) == count
         for index in range(count):
             scene, caption = shapes.example(split, index)
@@ -34,20 +40,20 @@ def test_examples_are_those_of_the_generator_in_order(data_dir):
 
 
 def test_no_tensorflow_is_needed(data_dir):
-    captioned_shapes.prepare(data_dir, **SIZES).as_data_source(split="train")[0]
+    read(captioned_shapes.prepare(data_dir, **SIZES), "train")[0]
     assert "tensorflow" not in sys.modules
 
 
 def test_readable_without_the_builder(data_dir):
     path = captioned_shapes.prepare(data_dir, **SIZES).data_path
-    source = tfds.builder_from_directory(path).as_data_source(split="test_seen")
+    source = read(tfds.builder_from_directory(path), "test_seen")
     assert source[1]["name"] == b"test_seen/000001"
 
 
 def test_image_may_stay_encoded(data_dir):
     builder = captioned_shapes.prepare(data_dir, **SIZES)
     decoders = {"image": tfds.decode.SkipDecoding()}
-    assert builder.as_data_source(split="train", decoders=decoders)[0]["image"].startswith(b"\x89PNG")
+    assert read(builder, "train", decoders=decoders)[0]["image"].startswith(b"\x89PNG")
 
 
 def test_builds_once(data_dir, monkeypatch):
@@ -69,7 +75,7 @@ def test_smaller_is_a_prefix_of_larger(data_dir, tmp_path):
     small = captioned_shapes.prepare(tmp_path, resolution=32, num_train=2, num_test=1)
     large = captioned_shapes.prepare(data_dir, **SIZES)
     for split in shapes.SPLITS:
-        few, many = small.as_data_source(split=split), large.as_data_source(split=split)
+        few, many = read(small, split), read(large, split)
         assert [example["caption"] for example in few] == [many[i]["caption"] for i in range(len(few))]
 
 
@@ -82,7 +88,7 @@ def test_interrupted_build_leaves_no_dataset(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             captioned_shapes.prepare(tmp_path, **SIZES)
     assert not list(tmp_path.rglob("*.array_record*"))
-    assert len(captioned_shapes.prepare(tmp_path, **SIZES).as_data_source(split="train")) == 12
+    assert len(read(captioned_shapes.prepare(tmp_path, **SIZES), "train")) == 12
 
 
 def test_process_that_finishes_second_uses_the_first_ones_files(tmp_path, monkeypatch):
@@ -98,7 +104,7 @@ def test_process_that_finishes_second_uses_the_first_ones_files(tmp_path, monkey
 
     monkeypatch.setattr(captioned_shapes.CaptionedShapes, "_generate_examples", race)
     builder = captioned_shapes.prepare(tmp_path, **SIZES)
-    assert raced and len(builder.as_data_source(split="train")) == 12
+    assert raced and len(read(builder, "train")) == 12
     assert len(list(tmp_path.rglob("*train.array_record*"))) == 1
 
 

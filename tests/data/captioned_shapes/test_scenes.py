@@ -131,7 +131,7 @@ def test_captions_mention_the_optional_attributes_about_half_the_time():
 
 
 def test_colours_are_omitted_in_training_only():
-    for split, low, high in (("train", 0.30, 0.37), ("test_seen", 0, 0), ("test_unseen", 0, 0)):
+    for split, (low, high) in zip(shapes.SPLITS, ((0.30, 0.37), (0, 0), (0, 0)), strict=True):
         queries = [shapes.parse(caption) for _, caption in _examples(split, 2000)]
         omitted = [wanted.colour is None for query in queries for wanted in query.objects]
         assert low <= np.mean(omitted) <= high, split
@@ -141,7 +141,7 @@ PLACE = "at the top|at the bottom|on the left|on the right"
 
 
 def test_places_are_said_in_training_only():
-    for split, low, high in (("train", 0.46, 0.54), ("test_seen", 0, 0), ("test_unseen", 0, 0)):
+    for split, (low, high) in zip(shapes.SPLITS, ((0.46, 0.54), (0, 0), (0, 0)), strict=True):
         for two in (True, False):
             captions = [caption for scene, caption in _examples(split, 2000) if bool(scene.relation) == two]
             assert low <= np.mean([bool(re.search(PLACE, caption)) for caption in captions]) <= high, split

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.diffusion.linear_gaussian import COVARIANCE, DIM, MEAN, optimal_model, optimal_x0, recovered_map
-from unclip_jax.diffusion import DDPM, Analytic, KeyNoise, ProcessSpec, Threshold, X0Variance, squared_errors
+from unclip_jax.diffusion import DDPM, AnalyticDPM, KeyNoise, ProcessSpec, Threshold, X0Variance, squared_errors
 
 SCHEDULES = ["cosine", "linear", "sigmoid"]
 NO_THRESHOLD = Threshold(kind="none")
@@ -30,7 +30,7 @@ def mean_variance(a):
 def final_variance(process, sampler, c=C):
     """Of what the sampler draws by the optimal denoiser of isotropic Gaussian data, in float64."""
     process = process.respace(sampler.steps)
-    rows, a = sampler.rows(process), process.schedule.alpha_bar
+    rows, a = sampler.coefficients(process), process.schedule.alpha_bar
     scale = rows["noise"] if "noise" in rows else rows["adds_noise"] * np.exp(rows["log_variance_low"] / 2)
     factor = rows["x_0"] * np.sqrt(a) * c / (a * c + 1 - a) + rows["x_t"]
     variance = 1.0
@@ -48,7 +48,7 @@ def test_variance_is_that_of_the_exact_reverse_step(schedule, steps):
     # Var[x_prev | x_t] of jointly Gaussian x_prev and x_t.
     prev, current = a_prev * C + 1 - a_prev, a * C + 1 - a
     expected = prev - a / a_prev * prev**2 / current
-    rows = Analytic(steps=steps, x0_variance=gaussian(process)).rows(respaced)
+    rows = AnalyticDPM(steps=steps, x0_variance=gaussian(process)).coefficients(respaced)
     np.testing.assert_allclose(rows["noise"][1:] ** 2, expected[1:], rtol=1e-8)
     assert rows["noise"][0] == 0
 
@@ -60,7 +60,7 @@ def test_variance_is_the_papers():
     gamma = (1 - a) / (a * C + 1 - a)
     small = (1 - a_prev) / (1 - a) * (1 - a / a_prev)
     theorem = small + (np.sqrt((1 - a) * a_prev / a) - np.sqrt(1 - a_prev - small)) ** 2 * (1 - gamma)
-    rows = Analytic(steps=10, x0_variance=gaussian(process)).rows(process)
+    rows = AnalyticDPM(steps=10, x0_variance=gaussian(process)).coefficients(process)
     np.testing.assert_allclose(rows["noise"][1:] ** 2, theorem, rtol=1e-9)
 
 
@@ -68,7 +68,7 @@ def test_variance_is_the_papers():
 @pytest.mark.parametrize("steps", [3, 5, 10, 30])
 def test_few_steps_draw_the_variance_of_the_data(schedule, steps):
     process = ProcessSpec(schedule=schedule).build()
-    analytic = final_variance(process, Analytic(steps=steps, x0_variance=gaussian(process)))
+    analytic = final_variance(process, AnalyticDPM(steps=steps, x0_variance=gaussian(process)))
     small, large = (final_variance(process, DDPM(steps=steps, variance=name)) for name in ("small", "large"))
     # The last step draws nothing, and so leaves out what is uncertain in the lowest row.
     np.testing.assert_allclose(analytic, C - gaussian(process).variance[0], rtol=1e-3)
@@ -79,7 +79,7 @@ def test_one_variance_for_directions_that_differ():
     process = ProcessSpec(prediction="v", variance="learned_range").build()
     a = process.schedule.alpha_bar
     samplers = [
-        Analytic(steps=10, x0_variance=table(a, mean_variance(a))),
+        AnalyticDPM(steps=10, x0_variance=table(a, mean_variance(a))),
         DDPM(steps=10, variance="small"),
         DDPM(steps=10, variance="large"),
     ]
@@ -130,7 +130,7 @@ def test_errors_are_of_the_thresholded_x_0_and_of_each_example():
     np.testing.assert_allclose(errors, [[0.25, 1], [0.25, 1]])
     free = squared_errors(process, model_fn, "cond", x_0, noise, rows, threshold=NO_THRESHOLD)
     np.testing.assert_allclose(free, [[0.25, 9], [0.25, 3.5**2]], rtol=1e-6)
-    assert set(seen) == {(jnp.dtype("float32"), jnp.dtype("int32"), (2,), "cond")}
+    assert set(seen) == {(jnp.dtype("float32"), jnp.dtype("float32"), (2,), "cond")}
 
 
 def test_bounds():
@@ -139,7 +139,7 @@ def test_bounds():
     wild = table(schedule.alpha_bar, np.full(10, 1e9))
 
     def variance(**settings):
-        return Analytic(steps=10, **settings).rows(process)["noise"][1:] ** 2
+        return AnalyticDPM(steps=10, **settings).coefficients(process)["noise"][1:] ** 2
 
     small, scale = schedule.posterior_variance[1:], schedule.posterior_x_0[1:] ** 2
     np.testing.assert_allclose(variance(x0_variance=wild), small + scale / schedule.snr[1:], rtol=1e-12)
@@ -152,17 +152,17 @@ def test_bounds():
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_from_noise_alone(steps):
     process = ProcessSpec(schedule="linear", prediction="v", zero_terminal_snr=True).build()
-    sampler = Analytic(steps=steps, x0_variance=gaussian(process))
-    assert all(np.isfinite(column).all() for column in sampler.rows(process.respace(steps)).values())
+    sampler = AnalyticDPM(steps=steps, x0_variance=gaussian(process))
+    assert all(np.isfinite(column).all() for column in sampler.coefficients(process.respace(steps)).values())
     expected = C - gaussian(process.respace(steps)).variance[0]
     np.testing.assert_allclose(final_variance(process, sampler), expected, rtol=1e-6, atol=1e-12)
 
 
 def test_are_validated_values(unchecked):
     statistic = table([0.9, 0.5], [0.1, 0.2])
-    sampler = Analytic(steps=3, x0_variance=statistic)
-    assert hash(sampler) == hash(Analytic(steps=3, x0_variance=table([0.9, 0.5], [0.1, 0.2])))
-    assert sampler != Analytic(steps=3, x0_variance=statistic, data_range=(-1.0, 1.0))
+    sampler = AnalyticDPM(steps=3, x0_variance=statistic)
+    assert hash(sampler) == hash(AnalyticDPM(steps=3, x0_variance=table([0.9, 0.5], [0.1, 0.2])))
+    assert sampler != AnalyticDPM(steps=3, x0_variance=statistic, data_range=(-1.0, 1.0))
     for arguments, line in (
         (([0.9, 0.5], [0.1]), "1 values for 2 noise levels"),
         (([], []), "0 values for 0 noise levels"),
@@ -175,6 +175,6 @@ def test_are_validated_values(unchecked):
         with pytest.raises(ValueError, match=line):
             table(*arguments)
     with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
-        Analytic(steps=0, x0_variance=statistic)
+        AnalyticDPM(steps=0, x0_variance=statistic)
     with pytest.raises(ValueError, match="range must be .low, high.; got"):
-        Analytic(steps=3, x0_variance=statistic, data_range=(1.0, 1.0))
+        AnalyticDPM(steps=3, x0_variance=statistic, data_range=(1.0, 1.0))

@@ -17,7 +17,7 @@ def solver_map(alpha_bar, kind, order=2, bounded=True):
     x[:, :DIM] = np.eye(DIM)
     with np.errstate(divide="ignore"):
         lam = np.append(np.inf, np.log(np.sqrt(alpha_bar)) - np.log(np.sqrt(1 - alpha_bar)))
-    x_0_before = None
+    last_x_0 = None
     for i, k in enumerate(range(steps, 0, -1)):
         a, a_prev = alpha_bar[k - 1], np.append(1.0, alpha_bar)[k - 1]
         gain, offset = optimal_x0(a)
@@ -26,7 +26,7 @@ def solver_map(alpha_bar, kind, order=2, bounded=True):
         h, D = lam[k - 1] - lam[k], x_0
         if order == 2 and 1 < k < steps:
             r = (lam[k] - lam[k + 1]) / h
-            D = x_0 + (x_0 - x_0_before) / (2 * (1 if bounded and r < 0.5 else r))
+            D = x_0 + (x_0 - last_x_0) / (2 * (1 if bounded and r < 0.5 else r))
         ratio = np.sqrt((1 - a_prev) / (1 - a))
         if kind == "ode":
             x = ratio * x - np.sqrt(a_prev) * (np.exp(-h) - 1) * D
@@ -34,7 +34,7 @@ def solver_map(alpha_bar, kind, order=2, bounded=True):
             x = ratio * np.exp(-h) * x + np.sqrt(a_prev) * (1 - np.exp(-2 * h)) * D
             noise = slice(DIM * (i + 1), DIM * (i + 2))
             x[:, noise] += np.sqrt(1 - a_prev) * np.sqrt(1 - np.exp(-2 * h)) * np.eye(DIM)
-        x_0_before = x_0
+        last_x_0 = x_0
     R = x[:, DIM:-1].reshape(DIM, steps, DIM).swapaxes(0, 1)
     return AffineMap(x[:, :DIM], x[:, -1], R)
 
@@ -73,9 +73,9 @@ def test_any_number_of_steps_up_to_the_whole_schedule(steps, kind):
 def test_starts_from_noise_alone(schedule, kind):
     process = ProcessSpec(schedule=schedule, prediction="v", zero_terminal_snr=True).build()
     table = process.schedule.respace(20).alpha_bar
-    rows = DPMSolver(steps=20, kind=kind).rows(process.respace(20))
-    # The second step's h_before is infinite.
-    assert all(np.isfinite(column).all() for column in rows.values()) and not rows["x_0_before"][[0, -2, -1]].any()
+    rows = DPMSolver(steps=20, kind=kind).coefficients(process.respace(20))
+    # The second step's last_h is infinite.
+    assert all(np.isfinite(column).all() for column in rows.values()) and not rows["last_x_0"][[0, -2, -1]].any()
     found = recovered_map(process, DPMSolver(steps=20, kind=kind))
     assert found.difference(solver_map(table, kind)) < 1e-5
     # As where the schedule all but ends in noise.

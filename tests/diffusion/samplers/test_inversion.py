@@ -70,7 +70,7 @@ def test_with_guidance_a_learned_variance_and_a_network_that_is_not_linear():
     process = ProcessSpec(prediction="v", variance="learned_range").build()
 
     def model_fn(x_t, t, cond):
-        assert x_t.dtype == jnp.float32 and t.dtype == jnp.int32 and t.shape == (2 * 32,)
+        assert x_t.dtype == jnp.float32 and t.dtype == jnp.float32 and t.shape == (2 * 32,)
         return jnp.concatenate([jnp.tanh(x_t + cond.shift + t[:, None] / 1000), x_t], axis=-1)
 
     cond = Shift(jnp.linspace(-1, 1, 32)[:, None])

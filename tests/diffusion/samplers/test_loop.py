@@ -54,6 +54,7 @@ def test_draws_from_the_data_distribution():
     np.testing.assert_allclose(np.cov(x_0.T), COVARIANCE, atol=0.06)
 
 
+@pytest.mark.slow
 def test_an_example_does_not_depend_on_its_batch():
     process = ProcessSpec(prediction="v").build()
     shift = jnp.linspace(-1, 1, 6).reshape(6, 1, 1, 1)
@@ -69,6 +70,7 @@ def test_an_example_does_not_depend_on_its_batch():
     assert abs(together[0] - together[1]).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler.is_stochastic])
 def test_a_tape_replays_a_key_bit_for_bit(sampler, tmp_path):
     process, shape, cond = ProcessSpec(prediction="eps").build(), (4, 4, 4, 3), {"shift": 0.1}
@@ -99,11 +101,11 @@ def test_only_multistep_samplers_keep_x_0(sampler, kept):
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 25])
-def test_the_model_sees_training_steps_as_int32_and_float32_images(num_steps):
+def test_the_model_sees_training_steps_and_images_as_float32(num_steps):
     process = ProcessSpec(prediction="x0").build()
 
     def model_fn(x_t, t, cond):
-        assert t.dtype == jnp.int32 and t.shape == (2,) and x_t.dtype == jnp.float32
+        assert t.dtype == jnp.float32 and t.shape == (2,) and x_t.dtype == jnp.float32
         assert cond == ("anything", [None])
         return jnp.broadcast_to(t[:, None].astype(jnp.float32), x_t.shape)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.diffusion.linear_gaussian import COVARIANCE, DIM, MEAN, optimal_model
-from unclip_jax.diffusion import DDIM, DDPM, KeyNoise, Process, Schedule, TapeNoise, Threshold
+from unclip_jax.diffusion import DDIM, DDPM, KeyNoise, Schedule, TapeNoise, Threshold, VariancePreserving
 from unclip_jax.diffusion.samplers.repaint import DRAWS, Resampling, repaint
 
-PROCESS = Process(schedule=Schedule.cosine(1000), prediction="eps")
+PROCESS = VariancePreserving(schedule=Schedule.cosine(1000), prediction="eps")
 FREE = Threshold(kind="none")
 KNOWN = jnp.array([[True, False, False]])
 VALUE = 1.4
@@ -48,6 +48,7 @@ def off(x_0):
     return abs(drawn.mean(0) - mean).max(), abs(np.cov(drawn.T) - covariance).max()
 
 
+@pytest.mark.slow
 def test_mean_and_covariance_are_the_conditional_ones():
     """Within sampling error: three deviations of a mean, and of a variance, over 4096 draws."""
     x_0 = draw(Resampling(jump=5, times=30))

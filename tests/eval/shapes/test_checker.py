@@ -57,6 +57,7 @@ def test_true_images_pass(resolution, count, least):
     assert _accuracy([draw.render(scene, resolution) for scene in scenes], list(queries)) >= least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sigma", "noise"), [(1.0, 8.0), (2.0, 4.0)])
 def test_true_images_pass_blurred_and_noisy(sigma, noise):
     scenes, queries = zip(*_examples(150, start=500), strict=True)
@@ -78,6 +79,7 @@ def test_every_attribute_is_read_right(colour):
             assert 0.01 < found.area < 4 * 0.2**2
 
 
+@pytest.mark.slow
 def test_shuffled_captions_are_at_chance():
     scenes, queries = zip(*_examples(160, start=900), strict=True)
     images = [draw.render(scene, 128) for scene in scenes]

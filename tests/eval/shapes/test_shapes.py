@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 
+from unclip_jax.bundle import load
 from unclip_jax.core.errors import UserError
 from unclip_jax.data.captioned_shapes import render as draw
 from unclip_jax.data.captioned_shapes import scenes as shapes
-from unclip_jax.eval.shapes import cases as evaluation
+from unclip_jax.eval.shapes import __main__ as command
 from unclip_jax.eval.shapes.cases import CRITERIA, GROUPS, cases, evaluate, shares
 from unclip_jax.eval.shapes.checker import Verdict
 
@@ -76,7 +77,7 @@ def test_shares():
 def run(monkeypatch, *words):
     monkeypatch.setenv("UNCLIP_JAX_NO_CACHE", "1")
     monkeypatch.setattr(sys, "argv", ["shapes", *words])
-    evaluation.main()
+    command.main()
 
 
 def test_command_judges_true_renders(monkeypatch, capsys, tmp_path):
@@ -85,6 +86,20 @@ def test_command_judges_true_renders(monkeypatch, capsys, tmp_path):
     assert lines[0].split() == list(CRITERIA) and len(lines) == 9
     assert lines[1].split()[-2:] == ["100.0", "%"] and lines[1].startswith("one object, unseen pair")
     assert (tmp_path / "x.png").is_file()
+
+
+def test_command_draws_with_settings_of_its_own(tiny_folder, monkeypatch, capsys):
+    drawn = []
+
+    def draw(system, captions, **options):
+        drawn.append(options["settings"])
+        return np.full((len(captions), 64, 64, 3), 200, np.uint8)
+
+    monkeypatch.setattr(command, "text_to_image", draw)
+    run(monkeypatch, "--bundle", str(tiny_folder), "--prompts", "8", "--decoder.steps", "2")
+    assert capsys.readouterr().out.splitlines()[1].endswith(" 0.0 %")
+    own = load(tiny_folder, weights=False).sampling
+    assert drawn == [own | {"decoder": dataclasses.replace(own["decoder"], steps=2)}]
 
 
 def test_command_needs_a_neighbour_in_each_group(monkeypatch):

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -37,7 +37,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
     @classmethod
     def of(cls, resolution: int, num_train: int, num_test: int) -> "ShapesConfig":
-        """The config of these numbers; its name, and so its folder, tells configs apart."""
+        """Return the config of these numbers, with a name, and so a folder, of its own."""
         for field, value in {"resolution": resolution, "num_train": num_train, "num_test": num_test}.items():
             if value < 1:
                 raise UserError(f"{field} of the captioned shapes is {value}; give a number of at least 1")
@@ -47,12 +47,12 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
-    """One or two coloured shapes on a background, drawn procedurally, with an English caption."""
+    """One or two coloured shapes on a background, rendered procedurally, with an English caption."""
 
     VERSION = tfds.core.Version("2.0.0")
     # TFDS derives this with importlib_resources, which it does not require, to find checksums of downloads.
     code_path = None
-    BUILDER_CONFIGS = [ShapesConfig.of(128, ShapesConfig.num_train, ShapesConfig.num_test)]
+    BUILDER_CONFIGS: ClassVar[list] = [ShapesConfig.of(128, ShapesConfig.num_train, ShapesConfig.num_test)]
 
     @property
     def _config(self) -> ShapesConfig:
@@ -101,7 +101,7 @@ def prepare(
     num_train: int = 60_000,
     num_test: int = 1_024,
 ) -> CaptionedShapes:
-    """The dataset under `data_dir`, built first if it is not there yet.
+    """Return the dataset under `data_dir`, building it first if it is not there yet.
 
     TFDS builds in a temporary folder and renames it when complete: an interrupted build is never taken for a
     whole one, and of two processes that build at once the later uses the files of the earlier. Raises
@@ -133,7 +133,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _quiet_absl() -> Iterator[None]:
-    """TFDS warns about every config that is not the usual one; that is no news to whoever asked for it."""
+    """Silence TFDS, which warns about every config that is not the usual one."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -2,7 +2,7 @@
 
 A shape is a signed distance d(p), negative inside; its coverage of a pixel of side s is a smooth step of d
 over about that side (1). Textures are periodic tones of the object's colour c, anchored at its centre:
-striped mixes in a darker shade, dotted a lighter tint (2). They are drawn on a finer grid and averaged: at
+striped mixes in a darker shade, dotted a lighter tint (2). They are rendered on a finer grid and averaged: at
 32 px their period, 5/128 of the image, is little over a pixel, and not much but the mean tone must remain.
 
     coverage = smoothstep(1/2 - d / (1.25 s))                                    (1)
@@ -22,7 +22,7 @@ _SHADE, _TINT = 0.58, 0.72
 
 
 def render(scene: Scene, resolution: int) -> UInt8[np.ndarray, "{resolution} {resolution} 3"]:
-    """The scene as an sRGB image of resolution x resolution pixels."""
+    """Render the scene as an sRGB image of resolution x resolution pixels."""
     image = np.empty((resolution, resolution, 3), np.float32)
     image[:] = BACKGROUNDS[scene.background]
     for entry in scene.objects:
@@ -33,7 +33,7 @@ def render(scene: Scene, resolution: int) -> UInt8[np.ndarray, "{resolution} {re
 def signed_distance(
     shape: str, x: Float[np.ndarray, "*grid"], y: Float[np.ndarray, "*grid"], radius: float
 ) -> Float[np.ndarray, "*grid"]:
-    """Signed distance to a shape of this radius centred at the origin (y downwards), negative inside.
+    """Return the signed distance to a shape of this radius centred at the origin (y downwards), negative inside.
 
     Exact at the outline apart from its corners; every shape lies in the box |x|, |y| <= radius.
     """
@@ -70,7 +70,7 @@ def signed_distance(
 
 
 def _draw(image: Float[np.ndarray, "n n 3"], entry: Object) -> None:
-    """Blends one object into the image, touching only the box around it."""
+    """Blend one object into the image, touching only the box around it."""
     resolution = image.shape[0]
     # One pixel more than the radius holds the soft edge.
     rows = _span(entry.y, entry.radius, resolution)
@@ -95,7 +95,7 @@ def _span(centre: float, radius: float, resolution: int) -> slice:
 def _colour(
     entry: Object, x: Float[np.ndarray, " w"], y: Float[np.ndarray, " h"], resolution: int
 ) -> Float[np.ndarray, "h w 3"] | Float[np.ndarray, " 3"]:
-    """The object's colour at every pixel, or its one colour if it is plain; eq. (2)."""
+    """Return the object's colour at every pixel, or its one colour if it is plain; eq. (2)."""
     colour = np.asarray(COLOURS[entry.colour], np.float32)
     if entry.texture == "plain":
         return colour

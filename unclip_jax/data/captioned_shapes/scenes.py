@@ -3,7 +3,7 @@
 A scene holds one or two objects. Each has a shape, a colour, a size and a texture; two objects stand in a
 relation: `objects[0]` is `relation` of `objects[1]` ("above": the first is above the second). Coordinates are
 in units of the image's side, x to the right, y downwards. Six of the 48 (colour, shape) pairs are `HELD_OUT`:
-they never occur in training, so a split made of them measures whether a model composes what it knows.
+they never occur in training, so a split made of them measures whether a model composes what it has learnt.
 
 `example(split, index)` is a pure function: example 7 of "train" is the same scene and caption for ever.
 """
@@ -34,7 +34,7 @@ PLACES = {
 }
 
 # Hues at least 20 degrees apart and strong saturation: shades and tints of a colour keep its hue, so the
-# colour of a textured or slightly miscoloured object can still be told.
+# colour of a textured or slightly miscoloured object can still be recognised.
 COLOURS = {
     "red": (222, 38, 38),
     "orange": (244, 122, 16),
@@ -101,12 +101,12 @@ class Scene:
     relation: str | None
 
     def to_json(self) -> str:
-        """One line of JSON; `Scene.from_json` is its inverse."""
+        """Write one line of JSON; `Scene.from_json` is its inverse."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Scene":
-        """The scene that `to_json` wrote; bytes are accepted since TFDS returns text as bytes."""
+        """Read the scene that `to_json` wrote; bytes are accepted since TFDS returns text as bytes."""
         fields = json.loads(text)
         return cls(**fields | {"objects": tuple(Object(**entry) for entry in fields["objects"])})
 
@@ -131,9 +131,9 @@ class Query:
 
 
 def example(split: Split, index: int) -> tuple[Scene, str]:
-    """Scene and caption number `index` of a split: a pure function of the two.
+    """Return scene and caption number `index` of a split: a pure function of the two.
 
-    A third of the objects in captions of train go without their colour, since colours alone tell most images of a
+    A third of the objects in captions of train go without their colour, since colours alone identify most images of a
     batch apart and a contrastive model could do without shapes. Half of the captions of two objects in train say where
     each one is: who is where according to "above" takes both nouns, their order and the relation, of which none alone
     is worth anything, and a model finds that far sooner once it has learnt from plain words what goes at the top.
@@ -148,7 +148,7 @@ def example(split: Split, index: int) -> tuple[Scene, str]:
 
 
 def sample_scene(rng: np.random.Generator, *, unseen: bool = False, off_centre: float = 0.0) -> Scene:
-    """A random scene.
+    """Sample a random scene.
 
     Args:
         unseen: False: no object is in HELD_OUT; True: one is, or both are.
@@ -157,7 +157,7 @@ def sample_scene(rng: np.random.Generator, *, unseen: bool = False, off_centre: 
     background = _choice(rng, tuple(BACKGROUNDS))
     first = _choice(rng, _UNSEEN if unseen else _SEEN)
     if rng.random() >= _TWO_OBJECTS_PROBABILITY:
-        # Without a chance of it nothing is drawn: the test splits keep the scenes that scores refer to.
+        # Without a chance of it no random number is used: the test splits keep the scenes that scores refer to.
         if off_centre and rng.random() < off_centre:
             one, _ = _place_two(rng, (first, first), _choice(rng, RELATIONS))
             return Scene(objects=(one,), background=background, relation=None)
@@ -173,15 +173,15 @@ def sample_scene(rng: np.random.Generator, *, unseen: bool = False, off_centre: 
 
 
 def caption(scene: Scene, rng: np.random.Generator, *, omit_colour: float = 0.0, say_places: float = 0.0) -> str:
-    """An English caption: always shapes and relation; size, texture and background now and then.
+    """Sample an English caption: always shapes and relation; size, texture and background now and then.
 
     Args:
         omit_colour: the probability that an object's colour is left unsaid.
-        say_places: the probability that the relation is told by the two places, "a star at the top and ...".
+        say_places: the probability that the relation is stated by the two places, "a star at the top and ...".
     """
     nouns = [_noun_phrase(entry, rng, omit_colour) for entry in scene.objects]
     background = f" on a {scene.background} background" if rng.random() < 0.5 else ""
-    # Without a chance of places nothing is drawn: the test splits keep the captions that scores refer to.
+    # Without a chance of places no random number is used: the test splits keep the captions that scores refer to.
     if scene.relation is not None and say_places and rng.random() < say_places:
         located = [f"{noun} {place}" for noun, place in zip(nouns, PLACES[scene.relation], strict=True)]
         templates = ("{0} and {1}", "a picture of {0} and {1}", "there is {0} and {1}")
@@ -213,7 +213,7 @@ _BACKGROUND = re.compile(rf"\b(?P<background>{'|'.join(BACKGROUNDS)}) background
 
 
 def parse(text: str) -> Query:
-    """What a caption demands. Every caption of `caption` parses back to the attributes it mentions.
+    """Parse what a caption demands. Every caption of `caption` parses back to the attributes it mentions.
 
     Raises UserError unless the text names one object, or two objects and one relation between them, or two objects
     and the place of each.
@@ -252,7 +252,7 @@ def _make_object(
 
 
 def _place_two(rng: np.random.Generator, pairs: tuple[tuple[str, str], ...], relation: str) -> tuple[Object, ...]:
-    """Two objects side by side along the relation's axis, in the middle of the image, give or take the jitter."""
+    """Place two objects side by side along the relation's axis, in the middle of the image, give or take the jitter."""
     sizes = [_choice(rng, SIZES) for _ in pairs]
     radii = [rng.uniform(*_RADII_OF_TWO[size]) for size in sizes]
     first_leads = relation in ("left of", "above")
@@ -272,7 +272,7 @@ def _place_two(rng: np.random.Generator, pairs: tuple[tuple[str, str], ...], rel
 
 
 def _place(entry: Object) -> str:
-    """Where an object alone is, with a space before it; nothing if that is the middle, give or take the jitter."""
+    """Return where an object alone is, after a space; nothing if that is the middle, give or take the jitter."""
     right, down = entry.x - 0.5, entry.y - 0.5
     if max(abs(right), abs(down)) < 2 * _JITTER:
         return ""
@@ -283,7 +283,7 @@ def _place(entry: Object) -> str:
 
 def _noun_phrase(entry: Object, rng: np.random.Generator, omit_colour: float) -> str:
     words = [entry.shape]
-    # As with places, the test splits draw nothing here.
+    # As with places, the test splits use no random number here.
     if omit_colour == 0 or rng.random() >= omit_colour:
         words.insert(0, entry.colour)
     # "plain" goes without saying more often than not.

@@ -11,7 +11,7 @@ difference, 2e-9 in the last row of the cosine schedule, which no number of exam
 difference, is defined where alpha_bar is 0, and for a network that is not optimal it is the variance that is best for
 its own mean (Bao et al., arXiv 2206.07309). x_0 is thresholded in it if it is in sampling.
 
-The last step adds no noise. A learned variance is ignored.
+The last step adds no noise. A learned variance is ignored. For variance-preserving processes alone.
 """
 
 import dataclasses
@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Num, PyTree
 
-from unclip_jax.diffusion.gaussian import Process
-from unclip_jax.diffusion.guidance import UNIT_THRESHOLD, ModelFn, Threshold
+from unclip_jax.diffusion.gaussian import require_vp
+from unclip_jax.diffusion.guidance import UNIT_THRESHOLD, Threshold
 from unclip_jax.diffusion.noise import NoiseSource
-from unclip_jax.diffusion.schedule import check_steps
+from unclip_jax.diffusion.process import ModelFn, Process, check_steps
+from unclip_jax.diffusion.samplers.sampler import OneEvaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,14 @@ class X0Variance:
 
     @classmethod
     def of(cls, process: Process, rows: Int[np.ndarray, " s"], errors: Num[np.ndarray, "s n"]) -> "X0Variance":
-        """The mean of what `squared_errors` found at `rows`, for all examples of all batches."""
-        alpha_bar, variance = process.schedule.alpha_bar[rows], errors.mean(axis=1, dtype=np.float64)
+        """Average what `squared_errors` found at `rows`, for all examples of all batches."""
+        alpha_bar = require_vp(process, "x0_variance").schedule.alpha_bar[rows]
+        variance = errors.mean(axis=1, dtype=np.float64)
         return cls(alpha_bar=tuple(alpha_bar.tolist()), variance=tuple(variance.tolist()))
 
     def at(self, alpha_bar: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " t"]:
-        """The statistic at any noise levels: its log is linear in log phi with cos phi = sqrt(alpha_bar), as that of
-        Gaussian data nearly is, and constant beyond the ends."""
+        """Interpolate the statistic to any noise levels: its log is linear in log phi with cos phi = sqrt(alpha_bar),
+        as that of Gaussian data nearly is, and constant beyond the ends."""
         smallest = np.finfo(np.float64).tiny
         known = np.log(np.maximum(self.variance, smallest))
         return np.exp(np.interp(_log_phi(alpha_bar), _log_phi(np.array(self.alpha_bar)), known))
@@ -75,7 +77,7 @@ def squared_errors(
     *,
     threshold: Threshold = UNIT_THRESHOLD,
 ) -> Float[Array, "s b"]:
-    """|x_0 - x_0(x_t)|^2 / d at rows of the process's schedule. Pure, to be jitted by the caller.
+    """Return |x_0 - x_0(x_t)|^2 / d at rows of the process's schedule. Pure, to be jitted by the caller.
 
     Args:
         x_0: data in the space that the process works in: images in [-1, 1], or z_i normalised as for the prior.
@@ -85,21 +87,19 @@ def squared_errors(
     """
     noise.check(x_0.shape, len(rows))
 
-    def at(scanned: tuple[Array, Array, Array]) -> Array:
-        i, row, timestep = scanned
+    def at(scanned: tuple[Array, Array]) -> Array:
+        i, row = scanned
         t = jnp.broadcast_to(row, x_0.shape[:1])
         x_t = process.q_sample(x_0, t, noise.step(i, x_0.shape))
-        output = model_fn(x_t, jnp.broadcast_to(timestep, t.shape), cond)
-        prediction, _ = process.split(output.astype(jnp.float32))
+        prediction, _ = process.evaluate(model_fn, x_t, t, cond)
         error = threshold.apply(process.to_x0(prediction, x_t, t)) - x_0
         return jnp.square(error).mean(axis=tuple(range(1, x_0.ndim)))
 
-    timesteps = process.schedule.timesteps[rows]
-    return jax.lax.map(at, tuple(np.asarray(column, np.int32) for column in (np.arange(len(rows)), rows, timesteps)))
+    return jax.lax.map(at, tuple(np.asarray(column, np.int32) for column in (np.arange(len(rows)), rows)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Analytic:
+class AnalyticDPM(OneEvaluation):
     """Eq. 1 and 2.
 
     Attributes:
@@ -121,12 +121,8 @@ class Analytic:
     def is_stochastic(self) -> bool:
         return True
 
-    @property
-    def is_multistep(self) -> bool:
-        return False
-
-    def rows(self, process: Process) -> dict[str, Float[np.ndarray, " s"]]:
-        schedule = process.schedule
+    def coefficients(self, process: Process) -> dict[str, Float64[np.ndarray, " s"]]:
+        schedule = require_vp(process, "Analytic-DPM").schedule
         with np.errstate(divide="ignore"):
             x0_variance = np.minimum(self.x0_variance.at(schedule.alpha_bar), 1 / schedule.snr)
         if self.data_range is not None:
@@ -138,15 +134,3 @@ class Analytic:
             "x_t": schedule.posterior_x_t,
             "noise": np.append(0.0, np.sqrt(variance[1:])),
         }
-
-    def update(
-        self,
-        row: dict[str, Float[Array, ""]],
-        x_t: Float[Array, " b *dims"],
-        x_0: Float[Array, " b *dims"],
-        x_0_before: Float[Array, " b *dims"] | None,
-        variance_channels: Float[Array, " b *dims"] | None,
-        noise: Float[Array, " b *dims"],
-    ) -> Float[Array, " b *dims"]:
-        del x_0_before, variance_channels
-        return row["x_0"] * x_0 + row["x_t"] * x_t + row["noise"] * noise

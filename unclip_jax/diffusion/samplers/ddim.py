@@ -1,24 +1,29 @@
-"""DDIM (Song et al., arXiv 2010.02502, eq. 12 and 16).
+"""DDIM (Song et al., arXiv 2010.02502, eq. 12 and 16), and Euler's method.
 
-(1)  sigma = eta sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) sqrt(1 - alpha_bar / alpha_bar_prev)
-(2)  x_prev = sqrt(alpha_bar_prev) x_0 + sqrt(1 - alpha_bar_prev - sigma^2) eps + sigma noise
-(3)  eps = (x_t - sqrt(alpha_bar) x_0) / sqrt(1 - alpha_bar)
+(1)  noise_prev = eta sqrt(posterior_variance)
+(2)  x_prev = signal_prev x_0 + sqrt(sigma_prev^2 - noise_prev^2) eps + noise_prev noise
+(3)  eps = (x_t - signal x_0) / sigma
 
 Eq. 3 is substituted into eq. 2, so eps always belongs to the x_0 of this step, thresholded or not. eta = 0 is
-a deterministic map of x_T; eta = 1 is `DDPM` with the small variance. A learned variance is ignored.
+a deterministic map of x_T; eta = 1 draws x_prev from q(x_prev | x_t, x_0), as `DDPM` with the small variance does. A
+learned variance is ignored.
+
+With eta = 0 eq. 2 is x_t + (signal_prev - signal) x_0 + (sigma_prev - sigma) eps, a step along the straight line
+between two noise levels: Euler's method for the probability flow of EDM (x_t + (sigma_prev - sigma) dx/dsigma) and of a
+rectified flow (x_t + (t_prev - t) v).
 """
 
 import dataclasses
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float64
 
-from unclip_jax.diffusion.gaussian import Process
-from unclip_jax.diffusion.schedule import check_steps
+from unclip_jax.diffusion.process import Process, below, check_steps
+from unclip_jax.diffusion.samplers.sampler import OneEvaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDIM:
+class DDIM(OneEvaluation):
     """Eq. 2.
 
     Attributes:
@@ -38,25 +43,8 @@ class DDIM:
     def is_stochastic(self) -> bool:
         return self.eta > 0
 
-    @property
-    def is_multistep(self) -> bool:
-        return False
-
-    def rows(self, process: Process) -> dict[str, Float[np.ndarray, " s"]]:
-        alpha_bar, alpha_bar_prev = process.schedule.alpha_bar, process.schedule.alpha_bar_prev
-        sigma = self.eta * np.sqrt(process.schedule.posterior_variance)
-        # With eta = 1 nothing is left for eps where alpha_bar is 0, or less by rounding.
-        x_t = np.sqrt(np.maximum(1 - alpha_bar_prev - sigma**2, 0) / (1 - alpha_bar))
-        return {"x_0": np.sqrt(alpha_bar_prev) - x_t * np.sqrt(alpha_bar), "x_t": x_t, "noise": sigma}
-
-    def update(
-        self,
-        row: dict[str, Float[Array, ""]],
-        x_t: Float[Array, " b *dims"],
-        x_0: Float[Array, " b *dims"],
-        x_0_before: Float[Array, " b *dims"] | None,
-        variance_channels: Float[Array, " b *dims"] | None,
-        noise: Float[Array, " b *dims"],
-    ) -> Float[Array, " b *dims"]:
-        del x_0_before, variance_channels
-        return row["x_0"] * x_0 + row["x_t"] * x_t + row["noise"] * noise
+    def coefficients(self, process: Process) -> dict[str, Float64[np.ndarray, " s"]]:
+        noise = self.eta * np.sqrt(process.posterior_variance)
+        # With eta = 1 nothing is left for eps where signal is 0, or less by rounding.
+        x_t = np.sqrt(np.maximum(below(process.noise_power, 0.0) - noise**2, 0) / process.noise_power)
+        return {"x_0": below(process.signal, 1.0) - x_t * process.signal, "x_t": x_t, "noise": noise}

@@ -3,7 +3,8 @@
 (1)  x_prev = posterior_x_0 x_0 + posterior_x_t x_t + sqrt(variance) noise
 
 with the posterior, and both ends of a learned variance range, taken from the respaced schedule. The last step
-has posterior_x_0 = 1 and posterior_x_t = 0, and adds no noise.
+has posterior_x_0 = 1 and posterior_x_t = 0, and adds no noise. For variance-preserving processes alone; `DDIM` with
+eta = 1 draws the same for all.
 """
 
 import dataclasses
@@ -11,14 +12,15 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float64
 
-from unclip_jax.diffusion.gaussian import Process, interpolate_log_variance
-from unclip_jax.diffusion.schedule import check_steps
+from unclip_jax.diffusion.gaussian import interpolate_log_variance, require_vp
+from unclip_jax.diffusion.process import Process, check_steps
+from unclip_jax.diffusion.samplers.sampler import Denoised, OneEvaluation, Point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDPM:
+class DDPM(OneEvaluation):
     """Eq. 1.
 
     Attributes:
@@ -38,11 +40,8 @@ class DDPM:
     def is_stochastic(self) -> bool:
         return True
 
-    @property
-    def is_multistep(self) -> bool:
-        return False
-
-    def rows(self, process: Process) -> dict[str, Float[np.ndarray, " s"]]:
+    def coefficients(self, process: Process) -> dict[str, Float64[np.ndarray, " s"]]:
+        process = require_vp(process, "DDPM")
         variance = process.variance if self.variance == "process" else self.variance
         low, high = process.log_variance_range(variance)
         return {
@@ -54,15 +53,9 @@ class DDPM:
         }
 
     def update(
-        self,
-        row: dict[str, Float[Array, ""]],
-        x_t: Float[Array, " b *dims"],
-        x_0: Float[Array, " b *dims"],
-        x_0_before: Float[Array, " b *dims"] | None,
-        variance_channels: Float[Array, " b *dims"] | None,
-        noise: Float[Array, " b *dims"],
-    ) -> Float[Array, " b *dims"]:
-        del x_0_before
+        self, carry: Point, prediction: Denoised, row: dict[str, Float[Array, ""]], noise: Float[Array, " b *dims"]
+    ) -> Point:
         low, high = row["log_variance_low"], row["log_variance_high"]
-        sigma = row["adds_noise"] * jnp.exp(0.5 * interpolate_log_variance(variance_channels, low, high))
-        return row["x_0"] * x_0 + row["x_t"] * x_t + sigma * noise
+        log_variance = interpolate_log_variance(prediction.variance_channels, low, high)
+        sigma = row["adds_noise"] * jnp.exp(0.5 * log_variance)
+        return Point(row["x_0"] * prediction.x_0 + row["x_t"] * carry.x + sigma * noise)

@@ -1,10 +1,9 @@
 """DPM-Solver++ of second order, multistep (Lu et al., arXiv 2211.01095, algorithm 2), and its stochastic form.
 
-(1)  lambda = log sqrt(alpha_bar / (1 - alpha_bar)),  h = lambda_prev - lambda,  h_before the h of the step before
-(2)  D = x_0 + w (x_0 - x_0_before),  w = h / (2 h_before), or 1/2 if that is above 1
-(3)  ode: x_prev = sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) x_t + sqrt(alpha_bar_prev) (1 - e^-h) D
-(4)  sde: x_prev = sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) e^-h x_t + sqrt(alpha_bar_prev) (1 - e^-2h) D
-                   + sqrt((1 - alpha_bar_prev) (1 - e^-2h)) noise
+(1)  lambda = log(signal / sigma),  h = lambda_prev - lambda,  last_h the h of the step before
+(2)  D = x_0 + w (x_0 - last_x_0),  w = h / (2 last_h), or 1/2 if that is above 1
+(3)  ode: x_prev = sigma_prev / sigma x_t + signal_prev (1 - e^-h) D
+(4)  sde: x_prev = sigma_prev / sigma e^-h x_t + signal_prev (1 - e^-2h) D + sigma_prev sqrt(1 - e^-2h) noise
 
 With D = x_0 eq. 3 is `DDIM` with eta = 0 and eq. 4 with eta = 1, so the coefficients are taken from there, where they
 need no lambda: it is infinite at the data, and at the other end where the schedule ends in noise alone. The first step,
@@ -17,18 +16,26 @@ one.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float64
 
-from unclip_jax.diffusion.gaussian import Process
+from unclip_jax.diffusion.process import Process, check_steps
 from unclip_jax.diffusion.samplers.ddim import DDIM
-from unclip_jax.diffusion.schedule import check_steps
+from unclip_jax.diffusion.samplers.sampler import Denoised, OneEvaluation
+
+
+class DPMSolverCarry(NamedTuple):
+    """x_t, and x_0 of the step before; zeros in the first."""
+
+    x: Float[Array, " b *dims"]
+    last_x_0: Float[Array, " b *dims"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPMSolver:
+class DPMSolver(OneEvaluation):
     """Eq. 2 with eq. 3 or 4.
 
     Attributes:
@@ -48,30 +55,27 @@ class DPMSolver:
     def is_stochastic(self) -> bool:
         return self.kind == "sde"
 
-    @property
-    def is_multistep(self) -> bool:
-        return True
-
-    def rows(self, process: Process) -> dict[str, Float[np.ndarray, " s"]]:
-        rows = DDIM(steps=self.steps, eta=float(self.is_stochastic)).rows(process)
+    def coefficients(self, process: Process) -> dict[str, Float64[np.ndarray, " s"]]:
+        table = DDIM(steps=self.steps, eta=float(self.is_stochastic)).coefficients(process)
         with np.errstate(divide="ignore"):
-            half_log_snr = np.log(process.schedule.snr) / 2
-        h_before = half_log_snr[:-1] - half_log_snr[1:]
-        # Row k has h_before[k - 1] for h. From noise alone h_before is infinite, and its step of first order too.
+            half_log_snr = np.log(process.snr) / 2
+        last_h = half_log_snr[:-1] - half_log_snr[1:]
+        # Row k has last_h[k - 1] for h. From noise alone last_h is infinite, and its step of first order too.
         extrapolation = np.zeros(self.steps)
-        extrapolation[1:-1] = h_before[:-1] / (2 * h_before[1:])
+        extrapolation[1:-1] = last_h[:-1] / (2 * last_h[1:])
         extrapolation[extrapolation > 1] = 0.5
-        return rows | {"x_0": (1 + extrapolation) * rows["x_0"], "x_0_before": -extrapolation * rows["x_0"]}
+        return table | {"x_0": (1 + extrapolation) * table["x_0"], "last_x_0": -extrapolation * table["x_0"]}
+
+    def start(self, x_T: Float[Array, " b *dims"]) -> DPMSolverCarry:
+        return DPMSolverCarry(x=x_T, last_x_0=jnp.zeros_like(x_T))
 
     def update(
         self,
+        carry: DPMSolverCarry,
+        prediction: Denoised,
         row: dict[str, Float[Array, ""]],
-        x_t: Float[Array, " b *dims"],
-        x_0: Float[Array, " b *dims"],
-        x_0_before: Float[Array, " b *dims"] | None,
-        variance_channels: Float[Array, " b *dims"] | None,
         noise: Float[Array, " b *dims"],
-    ) -> Float[Array, " b *dims"]:
-        del variance_channels
-        assert x_0_before is not None, "a multistep sampler is given it"
-        return row["x_0"] * x_0 + row["x_0_before"] * x_0_before + row["x_t"] * x_t + row["noise"] * noise
+    ) -> DPMSolverCarry:
+        x_0, last_x_0 = prediction.x_0, carry.last_x_0
+        x = row["x_0"] * x_0 + row["last_x_0"] * last_x_0 + row["x_t"] * carry.x + row["noise"] * noise
+        return DPMSolverCarry(x=x, last_x_0=x_0)

@@ -27,9 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from unclip_jax.diffusion.gaussian import Process
-from unclip_jax.diffusion.guidance import ModelFn, Threshold
+from unclip_jax.diffusion.gaussian import require_vp
+from unclip_jax.diffusion.guidance import Threshold
+from unclip_jax.diffusion.process import ModelFn, Process, below
 from unclip_jax.diffusion.samplers.ddim import DDIM
+from unclip_jax.diffusion.samplers.sampler import Denoised
 
 NO_THRESHOLD = Threshold(kind="none")
 
@@ -44,7 +46,7 @@ def invert(
     corrections: int = 0,
     threshold: Threshold = NO_THRESHOLD,
 ) -> Float[Array, " b *dims"]:
-    """x_T, so that `sample(process, model_fn, cond, ddim, noise, x_T=x_T, threshold=threshold)` is x_0. Pure.
+    """Return x_T, so that `sample(process, model_fn, cond, ddim, noise, x_T=x_T, threshold=threshold)` is x_0. Pure.
 
     Args:
         process: as for `sample`: respaced to DDIM's steps evenly, or given respaced.
@@ -53,7 +55,8 @@ def invert(
         corrections: how often eq. 3 is applied in each step; steps * (1 + corrections) network evaluations in all.
 
     Raises:
-        ValueError: `ddim` cannot be inverted or has more steps than the process, or corrections is negative.
+        ValueError: the process is not variance preserving, `ddim` cannot be inverted or has more steps than the
+            process, or corrections is negative.
     """
     if ddim.eta:
         raise ValueError(f"DDIM is inverted with eta = 0 alone; got {ddim.eta}")
@@ -61,11 +64,11 @@ def invert(
         raise ValueError("DDIM is inverted with at least 2 steps; got 1")
     if corrections < 0:
         raise ValueError(f"corrections must be at least 0; got {corrections}")
-    process = process.respace(ddim.steps)
+    process = require_vp(process, "DDIM's inversion").respace(ddim.steps)
 
     def step(x_prev: Array, scanned):
-        row_number, timestep, row = scanned
-        t, timesteps = (jnp.broadcast_to(value, x_prev.shape[:1]) for value in (row_number, timestep))
+        row_number, row = scanned
+        t = jnp.broadcast_to(row_number, x_prev.shape[:1])
 
         def guess(prediction: Array) -> Array:
             if process.prediction == "eps":
@@ -78,22 +81,20 @@ def invert(
             return row["signal"] * threshold.apply(guessed_x_0) + row["sigma"] * eps
 
         def improve(i: Array, x_t: Array) -> Array:
-            prediction, _ = process.split(model_fn(x_t, timesteps, cond).astype(jnp.float32))
-            predicted_x_0 = threshold.apply(process.to_x0(prediction, x_t, t))
-            missed = x_prev - ddim.update(row, x_t, predicted_x_0, None, None, jnp.zeros_like(x_t))
+            prediction, _ = process.evaluate(model_fn, x_t, t, cond)
+            denoised = Denoised(threshold.apply(process.to_x0(prediction, x_t, t)), None)
+            missed = x_prev - ddim.update(ddim.start(x_t), denoised, row, jnp.zeros_like(x_t)).x
             # One loop for both, so that the program holds the network once.
             return jnp.where(i == 0, guess(prediction), x_t + missed / row["cos_delta"])
 
         return jax.lax.fori_loop(0, 1 + corrections, improve, x_prev), None
 
-    alpha_bar, alpha_bar_prev = process.schedule.alpha_bar, process.schedule.alpha_bar_prev
     columns = {
-        "signal": np.sqrt(alpha_bar),
-        "sigma": np.sqrt(1 - alpha_bar),
-        "signal_prev": np.sqrt(alpha_bar_prev),
-        "sigma_prev": np.sqrt(1 - alpha_bar_prev),
+        "signal": process.signal,
+        "sigma": process.sigma,
+        "signal_prev": below(process.signal, 1.0),
+        "sigma_prev": below(process.sigma, 0.0),
     }
     columns["cos_delta"] = columns["signal"] * columns["signal_prev"] + columns["sigma"] * columns["sigma_prev"]
-    table = {name: column.astype(np.float32) for name, column in (columns | ddim.rows(process)).items()}
-    ascending = np.arange(ddim.steps, dtype=np.int32), process.schedule.timesteps.astype(np.int32)
-    return jax.lax.scan(step, x_0.astype(jnp.float32), (*ascending, table))[0]
+    table = {name: column.astype(np.float32) for name, column in (columns | ddim.coefficients(process)).items()}
+    return jax.lax.scan(step, x_0.astype(jnp.float32), (np.arange(ddim.steps, dtype=np.int32), table))[0]

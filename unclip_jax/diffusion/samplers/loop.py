@@ -1,62 +1,27 @@
-"""The sampling loop: one `lax.scan` over a sampler's table of rows, from the noisiest to the data.
+"""The sampling loop: one `lax.scan` over a sampler's table of coefficients, from the noisiest row to the data.
 
-(1)  x_0 = threshold(to_x0(model_fn(x_t, t, cond), x_t))
-(2)  x_prev = update(x_t, x_0, x_0 of the step before, noise)
+(1)  x_0 = threshold(to_x0(model_fn(scale_input(x_t), time, cond), x_t)),  x_t the x that the sampler carries
+(2)  carry <- update(carry, x_0, coefficients, noise)
 
 The table is computed in float64 and rounded to float32 once; x_t and all arithmetic are float32, whatever the
 network's dtype.
 """
 
-from typing import Literal, NamedTuple, Protocol, overload, runtime_checkable
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from unclip_jax.diffusion.gaussian import Process
-from unclip_jax.diffusion.guidance import UNIT_THRESHOLD, ModelFn, Threshold
+from unclip_jax.diffusion.guidance import UNIT_THRESHOLD, Threshold
 from unclip_jax.diffusion.noise import NoiseSource
-
-
-@runtime_checkable
-class Sampler(Protocol):
-    """An algorithm: a hashable description, a table of coefficients and the step that uses one row of it."""
-
-    @property
-    def steps(self) -> int:
-        """Network evaluations."""
-        ...
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether steps draw noise; if not, `update` gets zeros."""
-        ...
-
-    @property
-    def is_multistep(self) -> bool:
-        """Whether `update` gets x_0 of the step before, zeros in the first; if not, none is kept."""
-        ...
-
-    def rows(self, process: Process) -> dict[str, Float[np.ndarray, " s"]]:
-        """float64 coefficients of each row of `process`, respaced to `steps` rows; lowest noise first."""
-        ...
-
-    def update(
-        self,
-        row: dict[str, Float[Array, ""]],
-        x_t: Float[Array, " b *dims"],
-        x_0: Float[Array, " b *dims"],
-        x_0_before: Float[Array, " b *dims"] | None,
-        variance_channels: Float[Array, " b *dims"] | None,
-        noise: Float[Array, " b *dims"],
-    ) -> Float[Array, " b *dims"]:
-        """x_prev, from one row of the table as float32 scalars."""
-        ...
+from unclip_jax.diffusion.process import ModelFn, Process
+from unclip_jax.diffusion.samplers.sampler import Carry, Denoised, Sampler
 
 
 class Trajectory(NamedTuple):
-    """What each step saw and predicted, in sampling order: [S b ...]. x_t[0] is x_T."""
+    """What each evaluation saw and predicted, in sampling order: [S b ...]. x_t[0] is x_T."""
 
     x_t: Float[Array, " s b *dims"]
     x_0: Float[Array, " s b *dims"]
@@ -104,39 +69,44 @@ def sample(
     threshold: Threshold = UNIT_THRESHOLD,
     trajectory: bool = False,
 ) -> Float[Array, " b *dims"] | tuple[Float[Array, " b *dims"], Trajectory]:
-    """Draws x_0. Pure, to be jitted by the caller with `cond` and `noise` (and `x_T`) as arguments.
+    """Sample x_0. Pure, to be jitted by the caller with `cond` and `noise` (and `x_T`) as arguments.
 
     Args:
         process: respaced to the sampler's steps evenly; for another spacing, give it respaced.
-        model_fn: called with x_t float32, the row's training step int32 [b], and `cond` as it is. To guide,
-            give what `Guidance.wrap` returns.
+        model_fn: called with x_t (or what `Process.scale_input` makes of it) and the row's time, float32, and `cond`
+            as it is. To guide, give what `Guidance.wrap` returns.
         shape: of the sample, [b ...].
-        x_T: start, instead of the noise source's own.
-        trajectory: also return every step's x_t and thresholded x_0.
+        x_T: start, instead of the noise source's own; its deviation is `process.initial_scale`.
+        trajectory: also return every evaluation's x_t and thresholded x_0.
 
     Raises:
-        ValueError: the sampler has more steps than the process, or `noise` or `x_T` does not fit `shape`.
+        ValueError: the sampler has more steps than the process or is not for such a process, or `noise` or `x_T` does
+            not fit `shape`.
     """
     process = process.respace(sampler.steps)
-    noise.check(shape, sampler.steps if sampler.is_stochastic else 0)
+    noise.check(shape, sampler.evaluations if sampler.is_stochastic else 0)
     if x_T is None:
-        x_T = noise.initial(shape)
+        x_T = initial(process, noise, shape)
     elif x_T.shape != shape:
         raise ValueError(f"x_T has shape {x_T.shape}, but the sample has shape {shape}")
 
-    def step(carry: tuple[Array, Array | None], scanned):
-        x_t, x_0_before = carry
-        i, index, timestep, row = scanned
-        output = model_fn(x_t, jnp.broadcast_to(timestep, shape[:1]), cond)
-        prediction, variance_channels = process.split(output.astype(jnp.float32))
-        x_0 = threshold.apply(process.to_x0(prediction, x_t, jnp.broadcast_to(index, shape[:1])))
+    def step(carry: Carry, scanned):
+        i, index, row = scanned
+        x_t, t = carry.x, jnp.broadcast_to(index, shape[:1])
+        prediction, variance_channels = process.evaluate(model_fn, x_t, t, cond)
+        x_0 = threshold.apply(process.to_x0(prediction, x_t, t))
         z = noise.step(i, shape) if sampler.is_stochastic else jnp.zeros(shape, jnp.float32)
-        x_prev = sampler.update(row, x_t, x_0, x_0_before, variance_channels, z)
-        return (x_prev, x_0 if sampler.is_multistep else None), Trajectory(x_t, x_0) if trajectory else None
+        carry = sampler.update(carry, Denoised(x_0, variance_channels), row, z)
+        return carry, Trajectory(x_t, x_0) if trajectory else None
 
-    ascending = np.arange(sampler.steps, dtype=np.int32)
-    timesteps = process.schedule.timesteps[::-1].astype(np.int32)
-    table = {name: column[::-1].astype(np.float32) for name, column in sampler.rows(process).items()}
-    start = x_T.astype(jnp.float32), jnp.zeros(shape, jnp.float32) if sampler.is_multistep else None
-    (x_0, _), seen = jax.lax.scan(step, start, (ascending, ascending[::-1], timesteps, table))
-    return x_0 if seen is None else (x_0, seen)
+    numbers = np.arange(sampler.evaluations, dtype=np.int32)
+    evaluated = sampler.evaluated[::-1].astype(np.int32)
+    table = {name: column[::-1].astype(np.float32) for name, column in sampler.coefficients(process).items()}
+    carry, seen = jax.lax.scan(step, sampler.start(x_T.astype(jnp.float32)), (numbers, evaluated, table))
+    return carry.x if seen is None else (carry.x, seen)
+
+
+def initial(process: Process, noise: NoiseSource, shape: tuple[int, ...]) -> Float[Array, " b *dims"]:
+    """Return the noise source's x_T, scaled to the deviation that the process starts from."""
+    x_T = noise.initial(shape)
+    return x_T if process.initial_scale == 1 else jnp.float32(process.initial_scale) * x_T

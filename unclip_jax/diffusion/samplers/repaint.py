@@ -3,11 +3,11 @@
 Where x is known, each step replaces what the model drew by the known pixels at that step's noise; elsewhere the model's
 own sample stays. So that both sides come to agree, every few rows the sample is noised again and denoised once more:
 
-(1)  x_prev = known:  sqrt(alpha_bar_prev) x_known + sqrt(1 - alpha_bar_prev) noise
+(1)  x_prev = known:  signal_prev x_known + sigma_prev noise
               else:   the sampler's update of x_t
-(2)  x_later = sqrt(a) x_prev + sqrt(1 - a) noise,       a = alpha_bar_later / alpha_bar_prev
+(2)  x_later = kept x_prev + sqrt(added) noise,  by `Process.transition`
 
-(1): algorithm 1, lines 4 to 8. (2): line 10 over several rows at once, which is one Gaussian (DDPM, 2006.11239, eq. 2).
+(1): algorithm 1, lines 4 to 8. (2): line 10 over several rows at once, which is one Gaussian.
 The last step gives back x_known itself.
 """
 
@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int64, PyTree
 
-from unclip_jax.diffusion.gaussian import Process
-from unclip_jax.diffusion.guidance import UNIT_THRESHOLD, ModelFn, Threshold
+from unclip_jax.diffusion.guidance import UNIT_THRESHOLD, Threshold
 from unclip_jax.diffusion.noise import NoiseSource
-from unclip_jax.diffusion.samplers.loop import Sampler
+from unclip_jax.diffusion.process import ModelFn, Process, below
+from unclip_jax.diffusion.samplers.loop import initial
+from unclip_jax.diffusion.samplers.sampler import Denoised, Sampler, carries_only_x
 
 DRAWS = 3
 """Noises that a step takes: the sampler's, that of the known pixels, and that of equation (2)."""
@@ -44,7 +45,7 @@ class Resampling:
             raise ValueError(f"RePaint needs a jump and times of at least 1; got {self.jump} and {self.times}")
 
     def rows(self, num_steps: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """The row of each network evaluation, in order, and the row that equation (2) leads to after it.
+        """Return the row of each network evaluation, in order, and the row that equation (2) leads to after it.
 
         The latter is the row below the evaluated one where the sample does not go back, and so -1 at the end.
         """
@@ -69,7 +70,7 @@ def repaint(
     x_T: Float[Array, " b *dims"] | None = None,
     threshold: Threshold = UNIT_THRESHOLD,
 ) -> Float[Array, " b *dims"]:
-    """Draws x_0 that equals `known` where `is_known` says so. Pure; arguments as of `sample`.
+    """Sample an x_0 that equals `known` where `is_known` says so. Pure; arguments as of `sample`.
 
     Args:
         known: clean values; what they are elsewhere has no effect.
@@ -77,48 +78,44 @@ def repaint(
         noise: its steps are numbered three to a network evaluation.
 
     Raises:
-        ValueError: the sampler has more steps than the process or looks back at the step before, which going back
-            would mix up; or `noise` or `x_T` does not fit `known`.
+        ValueError: the sampler has more steps than the process, is not for such a process, or carries more than x
+            from step to step, which going back would mix up; or `noise` or `x_T` does not fit `known`.
     """
-    if sampler.is_multistep:
+    if not carries_only_x(sampler):
         raise ValueError(f"RePaint takes samplers of single steps, DDPM or DDIM; got {type(sampler).__name__}")
     shape = known.shape
     process = process.respace(sampler.steps)
     evaluated, after = resampling.rows(sampler.steps)
     noise.check(shape, DRAWS * len(evaluated))
     if x_T is None:
-        x_T = noise.initial(shape)
+        x_T = initial(process, noise, shape)
     elif x_T.shape != shape:
         raise ValueError(f"x_T has shape {x_T.shape}, but the known image has shape {shape}")
-    columns = {name: column[evaluated] for name, column in sampler.rows(process).items()}
+    columns = {name: column[evaluated] for name, column in sampler.coefficients(process).items()}
     columns |= _noising(process, evaluated, after)
     table = {name: column.astype(np.float32) for name, column in columns.items()}
-    timesteps = process.schedule.timesteps[evaluated].astype(np.int32)
 
     def step(x_t: Array, scanned):
-        i, index, timestep, row = scanned
-        output = model_fn(x_t, jnp.broadcast_to(timestep, shape[:1]), cond)
-        prediction, variance_channels = process.split(output.astype(jnp.float32))
-        x_0 = threshold.apply(process.to_x0(prediction, x_t, jnp.broadcast_to(index, shape[:1])))
+        i, index, row = scanned
+        t = jnp.broadcast_to(index, shape[:1])
+        prediction, variance_channels = process.evaluate(model_fn, x_t, t, cond)
+        x_0 = threshold.apply(process.to_x0(prediction, x_t, t))
         own, around, again = (noise.step(DRAWS * i + draw, shape) for draw in range(DRAWS))
-        x_prev = sampler.update(row, x_t, x_0, None, variance_channels, own)
+        x_prev = sampler.update(sampler.start(x_t), Denoised(x_0, variance_channels), row, own).x
         x_prev = jnp.where(is_known, row["signal"] * known + row["sigma"] * around, x_prev)
         return row["kept"] * x_prev + row["added"] * again, None
 
     numbers = np.arange(len(evaluated), dtype=np.int32)
-    x_0, _ = jax.lax.scan(step, x_T.astype(jnp.float32), (numbers, evaluated.astype(np.int32), timesteps, table))
+    x_0, _ = jax.lax.scan(step, x_T.astype(jnp.float32), (numbers, evaluated.astype(np.int32), table))
     return jnp.where(is_known, known, x_0)
 
 
 def _noising(process: Process, evaluated: np.ndarray, after: np.ndarray) -> dict[str, Float64[np.ndarray, " n"]]:
-    """Coefficients of equations (1) and (2)."""
-    alpha_bar_prev = process.schedule.alpha_bar_prev[evaluated]
-    # Index -1 is the data, which is where the last evaluation ends.
-    alpha_bar_after = np.append(process.schedule.alpha_bar, 1.0)[after]
-    share = np.minimum(alpha_bar_after / alpha_bar_prev, 1.0)
+    """Return the coefficients of equations (1) and (2)."""
+    kept, added = process.transition(evaluated - 1, after)
     return {
-        "signal": np.sqrt(alpha_bar_prev),
-        "sigma": np.sqrt(1 - alpha_bar_prev),
-        "kept": np.sqrt(share),
-        "added": np.sqrt(1 - share),
+        "signal": below(process.signal, 1.0)[evaluated],
+        "sigma": below(process.sigma, 0.0)[evaluated],
+        "kept": kept,
+        "added": np.sqrt(added),
     }

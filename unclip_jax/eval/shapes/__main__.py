@@ -1,4 +1,4 @@
-"""How often a bundle draws what a caption of shapes says, read off the pixels by `shapes_checker`.
+"""The share of images that show what a caption of shapes says, judged from the pixels by `checker`.
 
     python -m unclip_jax.eval.shapes --bundle demo --prompts 256
 
@@ -15,19 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from unclip_jax.bundle import store
-from unclip_jax.bundle.sampling import changed
-from unclip_jax.core import command_line, compilation_cache
+from unclip_jax.core import compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.data.captioned_shapes import render as draw
+from unclip_jax.data.captioned_shapes.render import render
 from unclip_jax.eval.shapes.cases import CRITERIA, GROUPS, cases, evaluate
 from unclip_jax.images.pixels import grid
 from unclip_jax.images.png import save_png
-from unclip_jax.text_to_image import text_to_image
+from unclip_jax.sampling import overrides
+from unclip_jax.sampling.text_to_image import text_to_image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw captions of shapes and count what is right."""
+    """Sample images of captions of shapes and count what is right."""
 
     bundle: str = "demo"
     """A bundle's folder, or the name of a shipped one."""
@@ -37,10 +37,10 @@ class Options:
     """Of the images; the prompts are always the first of the test splits."""
     stop_at: int | None = None
     """Judge the images of this many pixels instead of the last ones."""
-    sampling: tuple[str, ...] = ()
-    """Sampling settings that replace the bundle's, as in decoder.sampler=dpm++ decoder.steps=12."""
+    settings: overrides.Overrides = dataclasses.field(default_factory=dict)
+    """Sampling settings that replace the bundle's."""
     batch_size: int = 32
-    """Images drawn at once."""
+    """Images sampled at once."""
     out: Path | None = None
     """A PNG to save the images to, row by row in the order of the table."""
     true_renders: bool = False
@@ -48,25 +48,25 @@ class Options:
 
 
 def main() -> None:
-    """Draws, judges, prints the table."""
-    options: Options = command_line.parse(Options, prog="python -m unclip_jax.eval.shapes", description=__doc__)
+    """Sample, judge, and print the table."""
+    options = overrides.parse(Options, description=__doc__)
     if options.prompts < 4 * 2:
         raise UserError(f"prompts is {options.prompts}; give at least 8, two for each group")
     compilation_cache.enable()
     groups = {name: cases(*which, options.prompts // len(GROUPS)) for name, which in GROUPS.items()}
     members = [case for group in groups.values() for case in group]
     if options.true_renders:
-        images = np.stack([draw.render(case.scene, 128) for case in members])
+        images = np.stack([render(case.scene, 128) for case in members])
     else:
-        bundle = store.load(options.bundle)
+        system = store.load(options.bundle)
         images = text_to_image(
-            bundle,
+            system,
             [case.caption for case in members],
             seed=options.seed,
-            settings=changed(bundle.sampling, options.sampling),
+            settings=overrides.override(system, options.settings),
             stop_at=options.stop_at,
             batch_size=options.batch_size,
-            progress=lambda p: print(f"{p.done} of {p.total}: {p.part} in {p.seconds:.1f} s", file=sys.stderr),
+            progress=lambda p: print(f"{p.done} of {p.total}: {p.stage} in {p.seconds:.1f} s", file=sys.stderr),
         )
     if options.out is not None:
         save_png(options.out, grid(images, columns=8), {"prompts": "\n".join(case.caption for case in members)})

@@ -27,7 +27,7 @@ class Case:
 
 
 def cases(split: shapes.Split, num_objects: int, count: int) -> list[Case]:
-    """The first `count` examples of a split with that many objects."""
+    """Return the first `count` examples of a split with that many objects."""
     found, index = [], 0
     while len(found) < count:
         scene, caption = shapes.example(split, index)
@@ -38,7 +38,7 @@ def cases(split: shapes.Split, num_objects: int, count: int) -> list[Case]:
 
 
 def shares(verdicts: list[Verdict]) -> dict[str, float]:
-    """Share of images for which each criterion holds; NaN where it does not apply."""
+    """Return the share of images for which each criterion holds; NaN where it does not apply."""
     result = {}
     for name in CRITERIA:
         values = [getattr(verdict, name) for verdict in verdicts if getattr(verdict, name) is not None]
@@ -47,7 +47,7 @@ def shares(verdicts: list[Verdict]) -> dict[str, float]:
 
 
 def evaluate(images: UInt8[np.ndarray, "n h w 3"], groups: dict[str, list[Case]]) -> dict[str, dict[str, float]]:
-    """Shares by group, for images in the order of the groups' cases; the last row has the captions shuffled."""
+    """Return shares by group, for images in the order of the groups' cases; the last row has the captions shuffled."""
     table, start = {}, 0
     for name, members in groups.items():
         own = images[start : start + len(members)]

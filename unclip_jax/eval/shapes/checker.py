@@ -29,7 +29,7 @@ _BORDER = 3
 _MIN_CONTRAST, _MIN_CHROMA = 30.0, 24.0
 _CONTRAST_WINDOW = 13
 _EDGE = 2
-# The smallest object drawn has about 670 pixels at 128 px; specks have fewer than these.
+# The smallest object that is rendered has about 670 pixels at 128 px; specks have fewer than these.
 _MIN_CORE, _MIN_AREA = 90, 220
 _MIN_OVERLAP = 0.75
 
@@ -39,7 +39,7 @@ class Found:
     """An object in an image. (x, y): its centroid, in units of the image's side; area: its part of the image.
 
     colour: None where the object has no hue. shape: None where `overlap`, the intersection over union with
-    the most similar shape, is below 0.75: drawn objects reach 0.87 at least.
+    the most similar shape, is below 0.75: rendered objects reach 0.87 at least.
     """
 
     colour: str | None
@@ -68,7 +68,7 @@ class Verdict:
 
 
 def read(image: UInt8[np.ndarray, "h w 3"]) -> list[Found]:
-    """The objects of an image, the largest first. An image without any gives an empty list."""
+    """Find the objects of an image, the largest first. An image without any gives an empty list."""
     resized = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     pixels = np.asarray(resized, np.float32)
     pixels = ndimage.gaussian_filter(pixels, (_BLUR, _BLUR, 0))
@@ -79,12 +79,12 @@ def read(image: UInt8[np.ndarray, "h w 3"]) -> list[Found]:
 
 
 def check(image: UInt8[np.ndarray, "h w 3"], query: Query) -> Verdict:
-    """Judges an image by what a caption demands; `unclip_jax.data.captioned_shapes.scenes.parse` reads a caption."""
+    """Judge an image by what a caption demands; `unclip_jax.data.captioned_shapes.scenes.parse` reads a caption."""
     return judge(read(image), query)
 
 
 def judge(found: list[Found], query: Query) -> Verdict:
-    """`check` for objects that have been read."""
+    """Judge objects that have been read, as `check`."""
     wanted = query.objects
     relation = None if query.relation is None else False
     if len(found) != len(wanted):
@@ -120,7 +120,7 @@ def _foreground(pixels: Float[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
 def _segment(
     pixels: Float[np.ndarray, "h w 3"], foreground: Bool[np.ndarray, "h w"]
 ) -> list[tuple[str | None, Bool[np.ndarray, "h w"]]]:
-    """The colour and the mask of each object in the foreground."""
+    """Return the colour and the mask of each object in the foreground."""
     # Outlines are mixtures with the background, whose hue says nothing.
     core = ndimage.binary_erosion(foreground, iterations=_EDGE)
     nearest = _nearest_colours(pixels)
@@ -147,14 +147,14 @@ def _segment(
 
 
 def _components(mask: Bool[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "h w"], int]:
-    """Numbers the connected parts of a mask from 1, and says how many there are."""
+    """Number the connected parts of a mask from 1, and count them."""
     labels = np.zeros(mask.shape, np.int32)
     ndimage.label(mask, output=labels)
     return labels, int(labels.max())
 
 
 def _nearest_colours(pixels: Float[np.ndarray, "*grid 3"]) -> Int[np.ndarray, "*grid"]:
-    """The index in COLOURS of the nearest hue, -1 where there is hardly any hue."""
+    """Return the index in COLOURS of the nearest hue, -1 where there is hardly any hue."""
     hue, chroma = _hue_and_chroma(pixels)
     references, _ = _hue_and_chroma(np.asarray(list(COLOURS.values()), np.float32))
     difference = np.abs((hue[..., None] - references + math.pi) % (2 * math.pi) - math.pi)
@@ -164,7 +164,7 @@ def _nearest_colours(pixels: Float[np.ndarray, "*grid 3"]) -> Int[np.ndarray, "*
 def _hue_and_chroma(
     pixels: Float[np.ndarray, "*grid 3"],
 ) -> tuple[Float[np.ndarray, "*grid"], Float[np.ndarray, "*grid"]]:
-    """Angle and length of a colour's part perpendicular to grey; shades and tints have the colour's angle."""
+    """Return angle and length of a colour's part perpendicular to grey; shades and tints have the colour's angle."""
     red, green, blue = np.moveaxis(pixels, -1, 0)
     across, up = red - (green + blue) / 2, math.sqrt(3) / 2 * (green - blue)
     return np.arctan2(up, across), np.hypot(up, across)
@@ -186,7 +186,7 @@ def _describe(colour: str | None, mask: Bool[np.ndarray, "h w"]) -> Found:
 
 
 def _overlap(shape: str, mask: Bool[np.ndarray, "h w"], x: float, y: float) -> float:
-    """Intersection over union of a mask with the shape of its area and its centroid (x, y), in pixels."""
+    """Return the intersection over union of a mask with the shape of its area and its centroid (x, y), in pixels."""
     area, drop = _unit_moments(shape)
     radius = math.sqrt(np.count_nonzero(mask) / area)
     ys, xs = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
@@ -196,7 +196,7 @@ def _overlap(shape: str, mask: Bool[np.ndarray, "h w"], x: float, y: float) -> f
 
 @functools.cache
 def _unit_moments(shape: str) -> tuple[float, float]:
-    """A shape's area at radius 1, and how far its centroid lies below its centre."""
+    """Return a shape's area at radius 1, and how far its centroid lies below its centre."""
     axis = (np.arange(512) + 0.5) / 256 - 1
     xs, ys = np.meshgrid(axis, axis)
     inside = signed_distance(shape, xs, ys, 1.0) < 0
@@ -204,7 +204,7 @@ def _unit_moments(shape: str) -> tuple[float, float]:
 
 
 def _holds(relation: str, first: Found, second: Found) -> bool:
-    """Whether the first object stands in the relation to the second, and more so than across its axis."""
+    """Return whether the first object stands in the relation to the second, and more so than across its axis."""
     right, down = first.x - second.x, first.y - second.y
     offset, across = (right, down) if relation in ("left of", "right of") else (down, right)
     towards = offset if relation in ("right of", "below") else -offset

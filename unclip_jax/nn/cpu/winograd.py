@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 
 def _inputs(d: Array, axis: int) -> tuple[Array, Array, Array, Array]:
-    """Equation (1) for every pair of neighbours along an axis with one pixel of padding at both ends."""
+    """Compute equation (1) for every pair of neighbours along an axis with one pixel of padding at both ends."""
     pairs = d.shape[axis] // 2 - 1
     even, odd = (lax.slice_in_dim(d, start, None, 2, axis) for start in (0, 1))
     d0, d2 = (lax.slice_in_dim(even, start, start + pairs, 1, axis) for start in (0, 1))
@@ -28,18 +28,18 @@ def _inputs(d: Array, axis: int) -> tuple[Array, Array, Array, Array]:
 
 
 def _taps(g: Array) -> tuple[Array, Array, Array, Array]:
-    """Equation (2) along the first axis."""
+    """Compute equation (2) along the first axis."""
     ends = (g[0] + g[2]) / 2
     return g[0], ends + g[1] / 2, ends - g[1] / 2, g[2]
 
 
 def _outputs(m: Sequence[Array]) -> tuple[Array, Array]:
-    """Equation (3)."""
+    """Compute equation (3)."""
     return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
 
 
 def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c e"]) -> Float[Array, "b h w e"]:
-    """Stride 1, zero padding 1; h and w even."""
+    """Convolve with stride 1, zero padding 1; h and w even."""
     b, h, w, c = x.shape
     features = kernel.shape[-1]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -1,0 +1,21 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unclip_jax.core.errors import UserError
+from unclip_jax.editing.probing import fit_basis, project
+
+
+def test_probing_is_coarse_to_fine():
+    rng = np.random.default_rng(0)
+    z_i = np.float32(rng.normal(size=(50, 8)) * np.array([5, 3, 2, 1, 0.5, 0.2, 0.1, 0.1]))
+    z_i = jnp.asarray(z_i / np.linalg.norm(z_i, axis=1, keepdims=True))
+    basis = fit_basis(np.asarray(z_i))
+    errors = [float(np.square(project(z_i, basis, k) - z_i).mean()) for k in range(9)]
+    assert np.all(np.diff(errors) <= 1e-9) and errors[-1] < 1e-12 < errors[0]
+    np.testing.assert_allclose(np.linalg.norm(project(z_i, basis, 3), axis=1), 1, rtol=1e-5)
+    with pytest.raises(UserError, match="has 8 components; ask for 0 to that many, not 9"):
+        project(z_i, basis, 9)
+    with pytest.raises(UserError, match="3 embeddings of 8 numbers have 2 components"):
+        fit_basis(np.asarray(z_i[:3]), 5)
+    assert fit_basis(np.asarray(z_i), 3).components.shape == (3, 8)

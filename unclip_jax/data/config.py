@@ -1,0 +1,94 @@
+"""Where the examples of a run come from."""
+
+import dataclasses
+from collections.abc import Generator
+
+import numpy as np
+
+from unclip_jax.data.pipeline import BatchSpec, batches
+from unclip_jax.data.sources import Source, open_source
+from unclip_jax.text.tokenizer import Tokenizer
+
+RESUMABLE_DATA_FIELDS = ("data.data_dir", "data.num_workers", "data.num_threads", "data.max_bad_share")
+"""What a resumed run may change about its data."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where examples come from and how many make a batch."""
+
+    source: str = "captioned_shapes"
+    """"captioned_shapes", or a folder of images with captions (x.jpg + x.txt, metadata.jsonl or metadata.csv)."""
+    split: str = "train"
+    """"train", "test" (of a folder), "test_seen" or "test_unseen" (of captioned_shapes)."""
+    data_dir: str = "data"
+    """Where captioned_shapes is built and kept."""
+    batch_size: int
+    """Examples in the global batch, over all hosts."""
+    flip: bool = False
+    """Mirror half of the images. Not for captions that say left and right."""
+    max_bad_share: float = 0.01
+    """Largest share of a folder's images that may be unreadable or without a caption."""
+    num_workers: int = 0
+    """Reader processes; 0 reads in this one."""
+    num_threads: int = 2
+    """Reading threads of each process."""
+    seed: int = 0
+    """Of the order, the crops and the flips."""
+    num_train: int = 60_000
+    """Training examples of captioned_shapes, where it has to be built."""
+    resolution: int = 128
+    """Side in pixels of captioned_shapes' images."""
+
+    def open(self, *, captions: bool) -> Source:
+        """Open the source of records; raise UserError where there is none, or too much of it is broken."""
+        if self.source == "captioned_shapes":
+            options = {"resolution": self.resolution, "num_train": self.num_train}
+        else:
+            options = {"max_bad_share": self.max_bad_share, "captions": captions}
+        source = open_source(self.source, self.split, self.data_dir, **options)
+        report = getattr(source, "report", None)
+        if report is not None and report()["bad"]:
+            print(f"left out of {self.source}: {report()}")
+        return source
+
+    def batch_spec(
+        self,
+        sizes: tuple[int, ...],
+        *,
+        crop: int | None = None,
+        context: int | None = None,
+        negatives: tuple[str, ...] = (),
+    ) -> BatchSpec:
+        """Describe batches of images of these sizes, and more; see `BatchSpec`."""
+        return BatchSpec(
+            batch_size=self.batch_size,
+            sizes=sizes,
+            crop=crop,
+            context=context,
+            negatives=negatives,
+            flip=self.flip,
+            seed=self.seed,
+        )
+
+    def batches(
+        self,
+        source: Source,
+        tokenizer: Tokenizer | None,
+        spec: BatchSpec,
+        start_step: int,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> Generator[dict[str, np.ndarray], None, None]:
+        """Yield one host's rows of the global batches from `start_step` on."""
+        return batches(
+            source,
+            tokenizer,
+            spec,
+            start_step=start_step,
+            process_index=process_index,
+            process_count=process_count,
+            num_workers=self.num_workers,
+            num_threads=self.num_threads,
+        )

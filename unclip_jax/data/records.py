@@ -1,0 +1,31 @@
+"""Records: random access to images with captions, whatever they are stored in."""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One example.
+
+    Attributes:
+        image: RGB at the size it is stored in.
+        caption: "" where the source has none.
+        name: says where the record came from: a relative path, or "<split>/<number>".
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    caption: str
+    name: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A random-access sequence of records in a fixed order. Picklable, and safe to read from many threads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...

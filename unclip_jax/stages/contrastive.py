@@ -1,0 +1,71 @@
+"""CLIP's training: the contrastive loss over the pairs of a batch (Radford et al., 2103.00020, figure 3).
+
+(1) L_i = -( log softmax_j(logits[i, j])[i] + log softmax_j(logits[j, i])[i] ) / 2
+
+Negatives are the other pairs of the batch; with `optim.accumulate` > 1, of the microbatch. A hard negative of caption i
+(`unclip_jax.data.negatives`) is one more column j in the first softmax of image i.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from unclip_jax.images.pixels import to_float
+from unclip_jax.models.clip import MAX_LOGIT_SCALE, CLIPSpec, unit
+from unclip_jax.parallel.layout import all_gather_batch, global_rows
+from unclip_jax.stages.stage import Batch, Encoders, Stage, StageMetrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveStage(Stage):
+    """Equation (1). It makes nothing in a system: what it trains becomes an encoder there."""
+
+    TAG: ClassVar = ("stage", "contrastive")
+
+    network: CLIPSpec  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def image_sizes(self, encoders: Encoders) -> tuple[int, ...]:
+        del encoders
+        return (self.network.image_tower.image_size,)
+
+    def context(self, encoders: Encoders) -> int | None:
+        del encoders
+        return self.network.text_tower.context
+
+    def loss(
+        self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[Float[Array, " b"], StageMetrics]:
+        del target, frozen, keys
+        images = to_float(batch[f"image_{self.network.image_tower.image_size}"])
+        z_i = unit(self.network.encode_image(params, images))
+        scale = jnp.exp(jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE))
+
+        def embed(tokens: Array) -> Array:
+            return unit(self.network.encode_text(params, tokens).z_t)
+
+        z_t = embed(batch["tokens"])
+        # Each row is compared with every row of the global batch, wherever that lies; `own` is its index there.
+        rows = jnp.arange(len(z_i))
+        own, ones = global_rows(len(z_i)), jnp.ones(len(z_i))
+        metrics: StageMetrics = {}
+        of_images, of_texts = scale * z_i @ all_gather_batch(z_t).T, scale * z_t @ all_gather_batch(z_i).T
+        candidates = of_images
+        if "negative_tokens" in batch:
+            negative, given = scale * jnp.sum(z_i * embed(batch["negative_tokens"]), axis=1), batch["has_negative"]
+            candidates = jnp.column_stack([of_images, jnp.where(given, negative, -jnp.inf)])
+            over = (of_images[rows, own] > negative).astype(jnp.float32)
+            metrics["over_negative"] = (over, given.astype(jnp.float32))
+        image_to_text = jax.nn.log_softmax(candidates, axis=1)[rows, own]
+        text_to_image = jax.nn.log_softmax(of_texts, axis=1)[rows, own]
+        metrics |= {
+            "image_to_text": ((of_images.argmax(1) == own).astype(jnp.float32), ones),
+            "text_to_image": ((of_texts.argmax(1) == own).astype(jnp.float32), ones),
+            "logit_scale": (ones * params["logit_scale"], ones),
+        }
+        return -(image_to_text + text_to_image) / 2, metrics
+
+    def describe(self) -> str:
+        return "contrastive"

@@ -1,0 +1,233 @@
+"""A network that reverses a diffusion process: the prior, the decoder and every upsampler (2204.06125, section 2).
+
+(1) x_0 = normalise(target),   t ~ process,   x_t = signal x_0 + sigma eps        in the stage's `Space`
+(2) loss = w_t |network(x_t, time, cond) - target_t|^2 + ...                      `unclip_jax.diffusion.losses`
+(3) writes = best of denormalise(sample(process, guided network, cond))           `unclip_jax.diffusion.samplers`
+
+with cond made by the stage's conditions, in training dropped at random.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
+from unclip_jax.diffusion import (
+    AnyProcessSpec,
+    KeyNoise,
+    ModelFn,
+    Process,
+    Sampler,
+    Threshold,
+    Weighting,
+    X0Variance,
+    loss,
+)
+from unclip_jax.diffusion.losses import first_guess
+from unclip_jax.models.base import Denoiser
+from unclip_jax.models.clip import CLIPSpec, unit
+from unclip_jax.parallel.layout import rows_per_device
+from unclip_jax.stages.conditions import Condition, Fields
+from unclip_jax.stages.encoders import Arrays
+from unclip_jax.stages.random import DROPOUT, TIME, random_noise, stream
+from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.spaces import EmbeddingStats, Space
+from unclip_jax.stages.stage import Batch, Encoders, Stage, StageMetrics, Weights
+
+
+class Problem(NamedTuple):
+    """What a sampler solves; see `DiffusionStage.problem`."""
+
+    process: Process
+    model_fn: ModelFn
+    cond: PyTree
+    sampler: Sampler
+    shape: tuple[int, ...]
+    threshold: Threshold
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionStage(Stage):
+    """Equations (1) to (3)."""
+
+    TAG: ClassVar = ("stage", "diffusion")
+
+    network: Denoiser  # pyright: ignore[reportIncompatibleVariableOverride]
+    process: AnyProcessSpec
+    """The process that it is trained to reverse."""
+    conditions: tuple[Condition, ...]
+    """What the network is conditioned on."""
+    output: str
+    """Name of the array that it writes."""
+    space: Space
+    """The space that it works in."""
+    weighting: Weighting = "none"
+    """Weighting of timesteps in the loss."""
+    x0_variance: X0Variance | None = None
+    """Statistics of the trained network, which the sampler "analytic" needs."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for each in self.conditions for name in each.reads(self.network)))
+
+    @property
+    def writes(self) -> str:
+        return self.output
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        named = [*self.space.encoders, *(name for each in self.conditions for name in each.encoders)]
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def needs_stats(self) -> bool:
+        return self.space.needs_stats
+
+    @property
+    def image_size(self) -> int | None:
+        """Side in px of the images that it writes; None for a stage of embeddings."""
+        shape = self.network.sample_shape
+        return shape[0] if len(shape) == 3 else None
+
+    def image_sizes(self, encoders: Encoders) -> tuple[int, ...]:
+        clip = encoders.get("clip")
+        seen = (clip.image_tower.image_size,) if isinstance(clip, CLIPSpec) else ()
+        return seen if self.image_size is None else tuple(dict.fromkeys((self.image_size, *seen)))
+
+    def loss(
+        self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[Float[Array, " b"], StageMetrics]:
+        del target
+        process = self.process.build()
+        written = self.space.target(self.writes, frozen, batch)
+        x_0 = self.space.normalise(written, frozen)
+        t = process.random_time(stream(keys, TIME))
+        noise = random_noise(keys, x_0.shape[1:])
+        fields: Fields = {}
+        for each in self.conditions:
+            fields |= each.train(self.network, frozen, batch, x_0, keys)
+        model_fn = self._model_fn(params, stream(keys, DROPOUT))
+        cond = self.network.Cond(**fields)
+        per_example, terms = loss(process, model_fn, x_0, t, noise, cond, weighting=self.weighting)
+        metrics: StageMetrics = {name: (value, jnp.ones_like(value)) for name, value in terms.items()}
+        quarter = process.quarter(t)
+        for i in range(4):
+            metrics[f"mse_q{i}"] = (terms["mse"], (quarter == i).astype(jnp.float32))
+        if self.space.ranks:
+            # Dropout has keys for every row of the batch, not for some.
+            metrics |= self._cosines(process, self._model_fn(params), frozen["stats"], fields, written, noise)
+        return per_example, metrics
+
+    def problem(
+        self, weights: Weights, inputs: Arrays, settings: SamplingSettings, without: tuple[str, ...] = ()
+    ) -> Problem:
+        """Return the problem to solve for the rows of `inputs`, for any sampler or operation.
+
+        Args:
+            inputs: the arrays that the stage reads.
+            without: conditions, by their tag, of which the network gets the null, as on guidance's other side.
+        """
+        count = len(next(value for value in jax.tree.leaves(dict(inputs))))
+        cond = self.condition(weights, inputs, count, without)
+        if settings.num_candidates > 1:
+            cond = jax.tree.map(lambda x: jnp.repeat(x, settings.num_candidates, axis=0), cond)
+        return Problem(
+            process=settings.build_process(self.process),
+            model_fn=settings.guided(self.process, self._model_fn(weights.params)),
+            cond=cond,
+            sampler=settings.build_sampler(self.x0_variance),
+            shape=(count * settings.num_candidates, *self.network.sample_shape),
+            threshold=settings.build_threshold(self.space.limit),
+        )
+
+    def condition(self, weights: Weights, inputs: Arrays, count: int, without: tuple[str, ...] = ()) -> Any:
+        """Return the network's conditioning inputs for `count` rows, nothing dropped but the conditions `without`."""
+        fields: Fields = {}
+        for each in self.conditions:
+            own = each.sample(self.network, weights.frozen, inputs, count)
+            fields |= each.null(own) if each.TAG[1] in without else own
+        return self.network.Cond(**fields)
+
+    def finish(self, x_0: Float[Array, " bk *dims"], weights: Weights, cond: Any, settings: SamplingSettings) -> Array:
+        """Compute equation (3), from what was sampled in the stage's space to the array that it writes."""
+        written = self.space.denormalise(x_0, weights.frozen)
+        count = settings.num_candidates
+        if not self.space.ranks:
+            return written
+        return self.space.best(written, jax.tree.map(lambda x: x[::count], cond), count)
+
+    def noise(self, key: Key[Array, ""], indices: Int[Array, " b"], settings: SamplingSettings) -> KeyNoise:
+        """Return the noise of the images with these numbers: for each image's candidates, side by side."""
+        candidates = settings.num_candidates
+        numbers = (indices[:, None] * candidates + jnp.arange(candidates)).reshape(-1)
+        return KeyNoise(key=key, indices=numbers)
+
+    def check(self) -> None:
+        learned = self.network.learns_variance
+        if learned != (self.process.variance == "learned_range"):
+            raise UserError(
+                f"the network's learned_sigma is {learned} but its process has variance {self.process.variance!r}; "
+                "learned_sigma goes with 'learned_range' and only with it"
+            )
+        if "low_res" in self.network.cond_fields and not any(each.TAG[1] == "low_res" for each in self.conditions):
+            raise UserError(
+                "the network wants a low-resolution image, but the stage has none; only upsamplers have one"
+            )
+        for each in self.conditions:
+            each.check(self.network)
+
+    def check_settings(self, name: str, settings: SamplingSettings) -> None:
+        """Raise UserError for settings that do not suit the stage; `name` is what they are of."""
+        settings.check(name, self.process)
+        if settings.num_candidates > 1 and not self.space.ranks:
+            found = f"num_candidates is {settings.num_candidates}"
+            raise UserError(f"{name}: {found}; only a stage of embeddings chooses among some, set it to 1")
+        # What a sampler lacks is missed here, not when its stage begins.
+        settings.build_sampler(self.x0_variance)
+
+    def describe(self) -> str:
+        from_sizes = "".join(f"{name.removeprefix('image_')} -> " for name in self.reads if name.startswith("image_"))
+        return f"{from_sizes}{self.network.describe()}; {self.process.describe()}, predicts {self.process.prediction}"
+
+    def _model_fn(self, params: Params, dropout_keys: Key[Array, " b"] | None = None) -> ModelFn:
+        def model_fn(x_t: Array, time: Array, cond: Any) -> Array:
+            return self.network.apply(params, x_t, time, cond, dropout_keys)
+
+        return model_fn
+
+    def _cosines(
+        self, process: Process, model_fn: ModelFn, stats: EmbeddingStats, fields: Fields, z_i: Array, noise: Array
+    ) -> StageMetrics:
+        """Measure how well the caption alone predicts z_i: the network's prediction from pure noise, that for the
+        caption of the next example, and z_t itself. For every 16th example, since it costs a forward pass, or for more
+        where a device has fewer; a batch of odd size has none."""
+        b = len(z_i)
+        # Groups of neighbours on one device, so that nothing leaves it, unless all have an odd number of rows.
+        group = math.gcd(rows_per_device(b), 16)
+        group = group if group > 1 else math.gcd(b, 16)
+        if group == 1:
+            return {}
+
+        def pairs(x: Array) -> Array:
+            # Rows 0, 1, 16, 17, ...
+            return x.reshape(b // group, group, *x.shape[1:])[:, :2].reshape(-1, *x.shape[1:])
+
+        kept = {name: jnp.zeros_like(x) if name.startswith("drop_") else x for name, x in fields.items()}
+        cond = jax.tree.map(pairs, self.network.Cond(**kept))
+        noise = jnp.repeat(pairs(noise)[::2], 2, axis=0)
+        guesses = stats.denormalise(jax.lax.stop_gradient(first_guess(process, model_fn, noise, cond)))
+        true, weights = unit(pairs(z_i)[::2]), (jnp.arange(b) % group == 0).astype(jnp.float32)
+
+        def metric(z: Array) -> tuple[Array, Array]:
+            return jnp.repeat(jnp.sum(unit(z) * true, axis=-1), group), weights
+
+        return {
+            "cosine": metric(guesses[::2]),
+            "cosine_shuffled": metric(guesses[1::2]),
+            "cosine_z_t": metric(cond.z_t[::2]),
+        }

@@ -1,0 +1,148 @@
+"""The interface between networks and systems: a stage says what a trained network does there.
+
+(1) writes = sample(weights, inputs, noise, options)         named arrays in, one named array out
+(2) loss(params, target, frozen, batch, keys)                one number per example, to be minimised
+
+A stage is frozen and hashable, holds no arrays and goes to JSON and back. It selects the programs that are compiled for
+it. Names of arrays are the same everywhere:
+
+    image_64          images of 64 px: uint8 [b 64 64 3] in a training batch, float32 in [-1, 1] between stages
+    image_crop        random squares of the largest images of a training batch, uint8 [b h w 3]
+    z_i, z_t          CLIP's embeddings of an image and of a caption, float32 [b d]
+    tokens, mask      a caption as token ids int32 [b n], and which of them are real, bool [b n]
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Key, PyTree
+
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
+from unclip_jax.models.base import Network
+from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.parallel.rules import Rules
+from unclip_jax.stages.encoders import abstract_encoder
+from unclip_jax.stages.spaces import EmbeddingStats
+
+Batch = dict[str, jax.Array]
+StageMetrics = dict[str, tuple[Float[Array, " b"], Float[Array, " b"]]]
+"""By name: values and weights of every example; reported is sum(value * weight) / sum(weight)."""
+Encoders = Mapping[str, Network]
+
+
+@struct.dataclass
+class Weights:
+    """What a stage computes with: its own parameters, and what it needs and does not train."""
+
+    params: Params
+    frozen: dict[str, PyTree] = dataclasses.field(default_factory=dict)
+
+
+class Stage:
+    """What a trained network does in a system; a frozen dataclass."""
+
+    TAG: ClassVar[tuple[str, str]]
+    network: Network
+    """What is trained."""
+
+    @staticmethod
+    def variants() -> dict[str, type]:
+        """Return stages by their name in JSON."""
+        return STAGES
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the arrays that sampling takes."""
+        return ()
+
+    @property
+    def writes(self) -> str:
+        """Name of the array that sampling makes; "" for a stage that makes none."""
+        return ""
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the frozen networks that it needs."""
+        return ()
+
+    @property
+    def needs_stats(self) -> bool:
+        """Whether `frozen` must have the statistics of z_i, "stats"."""
+        return False
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Return random parameters, float32."""
+        return self.network.init(key)
+
+    def sharding_rules(self) -> Rules:
+        """Return where the parameters live on a mesh."""
+        return self.network.sharding_rules()
+
+    def loss(
+        self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[Float[Array, " b"], StageMetrics]:
+        """Return the loss of every example, and metrics.
+
+        Args:
+            params: what is trained.
+            target: their moving average, for losses that compare with it.
+            frozen: encoders and statistics that are not trained, {} if none: an argument, so that it is never compiled
+                in as a constant.
+            keys: the examples' own, the only randomness to use.
+        """
+        raise NotImplementedError
+
+    def image_sizes(self, encoders: Encoders) -> tuple[int, ...]:
+        """Return the sides in px of the images that a training batch has to bring."""
+        raise NotImplementedError
+
+    def context(self, encoders: Encoders) -> int | None:
+        """Return the number of tokens of the captions that a training batch has to bring; None for no captions."""
+        clip = encoders.get("clip")
+        return clip.text_tower.context if isinstance(clip, CLIPSpec) else None
+
+    def abstract_frozen(self, encoders: Encoders) -> dict[str, Any]:
+        """Return what `loss` takes as `frozen`, as shapes."""
+        frozen: dict[str, Any] = {name: abstract_encoder(encoders[name]) for name in self.encoders}
+        if self.needs_stats:
+            clip = encoders["clip"]
+            assert isinstance(clip, CLIPSpec), "statistics are those of CLIP's embeddings"
+            vector = jax.ShapeDtypeStruct((clip.embed_dim,), np.float32)
+            frozen["stats"] = EmbeddingStats(mean=vector, std=vector)
+        return frozen
+
+    def check(self) -> None:
+        """Raise UserError where network and stage do not fit each other."""
+
+    def describe(self) -> str:
+        """Return a line for a person."""
+        return self.TAG[1]
+
+
+STAGES: dict[str, type[Stage]] = {}
+"""Stage classes by their name in JSON; see `unclip_jax.stages`."""
+
+
+def array_shape(name: str, encoders: Encoders) -> jax.ShapeDtypeStruct:
+    """Return the shape of one row of a named array between stages, without its batch dimension.
+
+    Raises UserError for a name that is not known.
+    """
+    kind, _, side = name.rpartition("_")
+    if kind == "image" and side.isdecimal():
+        return jax.ShapeDtypeStruct((int(side), int(side), 3), np.float32)
+    clip = encoders.get("clip")
+    if isinstance(clip, CLIPSpec):
+        match name:
+            case "z_i" | "z_t":
+                return jax.ShapeDtypeStruct((clip.embed_dim,), np.float32)
+            case "tokens":
+                return jax.ShapeDtypeStruct((clip.text_tower.context,), np.int32)
+            case "mask":
+                return jax.ShapeDtypeStruct((clip.text_tower.context,), np.bool_)
+    raise UserError(f"no array is called {name!r}; known are image_SIZE, z_i, z_t, tokens and mask")

@@ -1,0 +1,144 @@
+"""From the checkpoints of training runs, and what another bundle has already, to a system.
+
+Each run says in its checkpoint's meta what its weights are (`unclip_jax.training.run`); older ones by their config.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.core.config import from_json
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
+from unclip_jax.models.parameters import identity
+from unclip_jax.stages.contrastive import ContrastiveStage
+from unclip_jax.stages.encoders import Encoder
+from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.stage import Stage
+from unclip_jax.systems import unclip
+from unclip_jax.systems.system import System
+from unclip_jax.text.tokenizer import Tokenizer
+from unclip_jax.training.checkpoint import load_params
+from unclip_jax.training.stage_configs import CONFIGS
+from unclip_jax.training.statistics import stats_from_json
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """What the newest checkpoint of a run holds, for a system."""
+
+    stage: Stage
+    params: Params
+    extra: dict[str, Any]
+
+
+def assemble(
+    runs: dict[str, Path],
+    *,
+    streams: dict[str, int],
+    base: System | None = None,
+    name: str,
+    license: str,
+    description: str,
+) -> System:
+    """Assemble a system of the moving averages in the newest checkpoints of the given runs.
+
+    Args:
+        runs: workdirs by the name that each is to have; stages in the order in which they run.
+        streams: the stream of noise of each stage of the result.
+        base: a system with what the runs do not make, at the place that its stages have there.
+        name, license, description: as in `System`.
+
+    Raises:
+        UserError: if there is nothing to pack or no checkpoint, or if the tokenizers differ.
+    """
+    if base is None:
+        base = System(name=name, stages={})
+    if not runs and not base.networks:
+        raise UserError("nothing to pack; give at least one run")
+    system = dataclasses.replace(base, name=name, license=license, description=description)
+    encoders, params, stages = dict(base.encoders), dict(base.params), dict(base.stages)
+    sampling, identities, tokenizer = dict(base.sampling), dict(base.identities), base.tokenizer
+    for each, path in runs.items():
+        run = read_run(path)
+        if isinstance(run.stage, ContrastiveStage):
+            encoders[each] = Encoder(network=run.stage.network, params=run.params)
+            identities[each] = identity(run.params)
+            # Principal components are those of one CLIP's embeddings.
+            system = dataclasses.replace(system, basis=None)
+        else:
+            stages[each], params[each] = run.stage, run.params
+            identities.pop(each, None)
+            sampling.pop(each, None)
+        for key in run.extra:
+            if key.endswith("_identity"):
+                identities[each] = run.extra[key]
+        if run.extra.get("sampling"):
+            sampling[each] = from_json(SamplingSettings, run.extra["sampling"], f"{path}: sampling")
+        if "stats" in run.extra:
+            system = dataclasses.replace(system, stats=stats_from_json(run.extra["stats"]))
+        if "tokenizer" in run.extra:
+            own = from_json(Tokenizer, run.extra["tokenizer"], f"{path}: tokenizer")
+            if tokenizer is not None and own != tokenizer:
+                raise UserError(f"{path} has another tokenizer than those before; pack runs that share one")
+            tokenizer = own
+    order = sorted(stages, key=lambda stage: streams[stage])
+    return dataclasses.replace(
+        system,
+        encoders=encoders,
+        stages={each: stages[each] for each in order},
+        params=params,
+        streams={each: streams[each] for each in order},
+        sampling={each: own for each, own in sampling.items() if each in stages},
+        identities=identities,
+        tokenizer=tokenizer,
+    )
+
+
+def assemble_unclip(
+    *,
+    clip: Path | None = None,
+    prior: Path | None = None,
+    decoder: Path | None = None,
+    upsamplers: Sequence[Path] = (),
+    base: System | None = None,
+    name: str,
+    license: str,
+    description: str,
+) -> System:
+    """Call `assemble` for unCLIP: upsamplers in the order in which they are applied, instead of all those in `base`.
+
+    Raises UserError as `assemble`, and where a run is of another kind.
+    """
+    given = {"clip": clip, "prior": prior, "decoder": decoder}
+    given |= {unclip.UPSAMPLER.format(index): path for index, path in enumerate(upsamplers)}
+    runs = {each: path for each, path in given.items() if path is not None}
+    for each, path in runs.items():
+        kind, found = each.partition("_")[0], load_params(path)[1]["kind"]
+        if kind != found:
+            raise UserError(f"{path} is a {found} run, not a {kind} run; give each under its own option")
+    if base is not None and upsamplers:
+        gone = {each for each in base.stages if each.startswith(unclip.UPSAMPLER.format(""))}
+        base = dataclasses.replace(
+            base,
+            stages={each: stage for each, stage in base.stages.items() if each not in gone},
+            params={each: own for each, own in base.params.items() if each not in gone},
+            sampling={each: own for each, own in base.sampling.items() if each not in gone},
+            identities={each: own for each, own in base.identities.items() if each not in gone},
+        )
+    stages = [*(base.stages if base is not None else ()), *(each for each in runs if each != "clip")]
+    streams = unclip.streams(stages)
+    return assemble(runs, streams=streams, base=base, name=name, license=license, description=description)
+
+
+def read_run(path: Path) -> TrainedRun:
+    """Read the newest checkpoint of a run, its moving average; UserError where there is none."""
+    params, meta = load_params(path, "ema")
+    extra = meta["extra"]
+    if "stage" in extra:
+        return TrainedRun(from_json(Stage, extra["stage"], f"{path}: stage"), params, extra)
+    if meta["kind"] not in CONFIGS:
+        raise UserError(f"{path} is a {meta['kind']} run, which is no part of a system; give another")
+    config = from_json(CONFIGS[meta["kind"]], meta["config"], str(path))
+    return TrainedRun(config.stage(), params, extra)
