@@ -79,14 +79,14 @@ def continuous_model(process: EDM | Flow) -> Callable:
     def model_fn(x, time, cond):
         del cond
         signal, sigma = (level[:, None] for level in process.levels_at(time))
+        data = process.spec.sigma_data if isinstance(process, EDM) else 1.0
+        norm = jnp.sqrt(sigma**2 + data**2)
         if isinstance(process, EDM):
-            norm = jnp.sqrt(sigma**2 + process.spec.sigma_data**2)
             x = x * norm
         gain = signal * values / (signal**2 * values + sigma**2)
         x_0 = mean + (gain * ((x - signal * mean) @ vectors)) @ vectors.T
         if isinstance(process, Flow):
             return (x - x_0) / sigma
-        data = process.spec.sigma_data
         return (x_0 - (data / norm) ** 2 * x) / (sigma * data / norm)
 
     return model_fn

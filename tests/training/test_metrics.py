@@ -46,7 +46,8 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
 
 def test_resumed_file_equals_the_unbroken_one(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir(), broken.mkdir()
+    whole.mkdir()
+    broken.mkdir()
     feed(make_logger(whole), 1, 10)
 
     # Saved at step 4, went on to step 7, was killed while writing.
