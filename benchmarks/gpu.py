@@ -211,7 +211,7 @@ class Child:
         raise SideError((named or lines or [f"it ended with status {status}"])[-1].removeprefix("error: "), status)
 
     def close(self) -> None:
-        """Ends the process, and gives its memory back."""
+        """End the process, and give its memory back."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
@@ -257,7 +257,7 @@ class Report:
         self.peak = None if options.peak is None else 1e12 * options.peak
 
     def begin(self, hello: dict[str, dict[str, str]]) -> None:
-        """Prints what runs where, once it is known, from what the sides said when they had started."""
+        """Print what runs where, once it is known, from what the sides said when they had started."""
         self.software |= {name: each["software"] for name, each in hello.items()}
         if self.device or not hello:
             return
@@ -280,7 +280,7 @@ class Report:
             self.notes.append(line)
 
     def end(self) -> None:
-        """Prints the notes and writes the file.
+        """Print the notes and write the file.
 
         Raises:
             UserError: nothing could be measured.
@@ -367,7 +367,7 @@ def measure(what: What, report: Report) -> None:
 
 
 def main() -> None:
-    """Prints a table, two rows for each thing that is measured."""
+    """Print a table, two rows for each thing that is measured."""
     options: Options = command_line.parse(Options, prog="python -m benchmarks.gpu", description=__doc__)
     report = Report(options)
     if "torch" not in commands(options, options.what[0]):

@@ -73,7 +73,7 @@ def rate(folder: Path, spec: BatchSpec, seconds: float) -> float:
 
 
 def main() -> None:
-    """Prints a table, one row a stage."""
+    """Print a table, one row a stage."""
     options: Options = command_line.parse(Options, prog="python -m benchmarks.input", description=__doc__)
     stages = {
         "clip, prior (256 px)": (options.side, BatchSpec(batch_size=BATCH, sizes=(256,), context=256)),

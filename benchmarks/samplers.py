@@ -57,7 +57,7 @@ def ways(system: System) -> dict[str, dict[str, SamplingSettings]]:
 
 
 def main() -> None:
-    """Prints a table, one row a way."""
+    """Print a table, one row a way."""
     options: Options = command_line.parse(Options, prog="python -m benchmarks.samplers", description=__doc__)
     bundle = store.load(options.bundle)
     captions = ["a red circle above a blue square"] * options.images

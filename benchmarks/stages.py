@@ -143,7 +143,7 @@ def peak_memory() -> float:
 
 
 def main() -> None:
-    """Prints a table, one row per stage."""
+    """Print a table, one row per stage."""
     options: Options = command_line.parse(Options, prog="python -m benchmarks.stages", description=__doc__)
     if options.only is not None:
         result = sampling(options, options.only)

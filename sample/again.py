@@ -40,7 +40,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Draws again and saves."""
+    """Draw again and save."""
     out = options.out or options.image.with_name(f"{options.image.stem}_again.png")
     if out.suffix.lower() != ".png":
         raise UserError(f"{out} is no PNG; give a name that ends in .png")
@@ -59,7 +59,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    """Reads the options and runs."""
+    """Read the options and run."""
     run(command_line.parse(Options, description=__doc__))
 
 

@@ -36,7 +36,7 @@ class Options(Drawing):
 
 
 def run(options: Options) -> None:
-    """Draws and saves."""
+    """Draw and save."""
     count = len(read_npz(options.embeddings, {"z_i": ("n", "d")})[0]["z_i"])
     job = Job.start("decode", options, [f"{i:04d}" for i in range(count)])
     session = open_session(options)
@@ -60,7 +60,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    """Reads the options and runs."""
+    """Read the options and run."""
     run(parse(Options, __doc__))
 
 

@@ -41,7 +41,7 @@ class Options(Request):
 
 
 def main() -> None:
-    """Embeds and saves."""
+    """Embed and save."""
     options = parse(Options, __doc__)
     options.check()
     if options.out.suffix != ".npz":

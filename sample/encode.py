@@ -49,7 +49,7 @@ class Options:
 
 
 def main() -> None:
-    """Encodes and saves."""
+    """Encode and save."""
     options: Options = command_line.parse(Options, description=__doc__)
     if options.batch_size < 1:
         raise UserError(f"batch_size is {options.batch_size}; it must be at least 1")

@@ -74,7 +74,7 @@ class Options(Drawing):
 
 
 def run(options: Options) -> None:
-    """Draws and saves."""
+    """Draw and save."""
     files = image_files(options.images)
     # Of each image so many pictures, one after another.
     of = np.repeat(np.arange(len(files)), options.num_images)
@@ -147,7 +147,7 @@ def draw_around(
 
 
 def main() -> None:
-    """Reads the options and runs."""
+    """Read the options and run."""
     run(parse(Options, __doc__))
 
 

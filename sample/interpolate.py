@@ -67,7 +67,7 @@ class Options(FromImages):
 
 
 def run(options: Options) -> None:
-    """Draws and saves."""
+    """Draw and save."""
     options.check()
     names = list(options.prompts) or options.names()
     if len(names) < 2:
@@ -117,7 +117,7 @@ def latents_of_prompts(session: Session, options: Options):
 
 
 def main() -> None:
-    """Reads the options and runs."""
+    """Read the options and run."""
     run(parse(Options, __doc__))
 
 

@@ -48,7 +48,7 @@ class Options(Request):
 
 
 def run(options: Options) -> None:
-    """Inverts, decodes again, saves and says how near the images came back."""
+    """Invert, decode again, save and say how near the images came back."""
     options.check()
     if options.corrections < 0:
         raise UserError(f"corrections is {options.corrections}; it must be at least 0")
@@ -98,7 +98,7 @@ def split(latents: Latents, count: int) -> list[Latents]:
 
 
 def main() -> None:
-    """Reads the options and runs."""
+    """Read the options and run."""
     run(parse(Options, __doc__))
 
 

@@ -50,7 +50,7 @@ class Request:
         return []
 
     def check(self) -> None:
-        """Raises UserError for a value out of range."""
+        """Raise UserError for a value out of range."""
         if self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
 
@@ -117,7 +117,7 @@ class Job:
 
     @classmethod
     def start(cls, command: str, options: Drawing, names: Sequence[str], suffixes: Sequence[str] = ()) -> "Job":
-        """Checks the request and what it writes; `names` are of the images' files in a folder."""
+        """Check the request and what it writes; `names` are of the images' files in a folder."""
         options.check()
         output = Output(options.out, names, options.only, options.overwrite, suffixes)
         provenance = Provenance.of(command, options, options.inputs())
@@ -133,7 +133,7 @@ class Job:
         about_each: Sequence[dict[str, str]],
         sheet: UInt8[np.ndarray, "grid_h grid_w 3"] | None = None,
     ) -> None:
-        """Writes the PNG files and says on stdout which; arguments as of `Output.save`."""
+        """Write the PNG files and say on stdout which; arguments as of `Output.save`."""
         for path in self.output.save(self.provenance, system, settings, images, about, about_each, sheet):
             print(path)
 

@@ -45,7 +45,7 @@ class Options(FromImages):
 
 
 def run(options: Options) -> None:
-    """Draws and saves."""
+    """Draw and save."""
     names, count = options.names(), len(options.components)
     job = Job.start("probe", options, [f"{name}_{kept}" for name in names for kept in options.components])
     session = open_session(options)
@@ -64,7 +64,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    """Reads the options and runs."""
+    """Read the options and run."""
     run(parse(Options, __doc__))
 
 

@@ -50,7 +50,7 @@ class Options(FromImages):
 
 
 def run(options: Options) -> None:
-    """Draws and saves."""
+    """Draw and save."""
     names, count = options.names(), len(options.thetas)
     source, theta = np.repeat(np.arange(len(names)), count), np.tile(options.thetas, len(names))
     job = Job.start("text_diff", options, [f"{name}_{number:02d}" for name in names for number in range(count)])
@@ -73,7 +73,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    """Reads the options and runs."""
+    """Read the options and run."""
     run(parse(Options, __doc__))
 
 

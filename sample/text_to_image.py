@@ -45,7 +45,7 @@ class Options(Drawing):
 
 
 def run(options: Options) -> None:
-    """Draws and saves."""
+    """Draw and save."""
     prompts = read_prompts(options.prompt, options.prompts)
     if options.num_images < 1:
         raise UserError(f"num_images is {options.num_images}; it must be at least 1")
@@ -79,7 +79,7 @@ def load_parts(bundle: str, parts: tuple[str, ...]):
 
 
 def main() -> None:
-    """Reads the options and runs."""
+    """Read the options and run."""
     run(parse(Options, __doc__))
 
 

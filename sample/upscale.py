@@ -40,7 +40,7 @@ class Options(Drawing):
 
 
 def run(options: Options) -> None:
-    """Draws and saves."""
+    """Draw and save."""
     files = image_files(options.images)
     names = stems(files)
     job = Job.start("upscale", options, names)
@@ -57,7 +57,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    """Reads the options and runs."""
+    """Read the options and run."""
     run(parse(Options, __doc__))
 
 

@@ -31,7 +31,7 @@ class Options(FromImages):
 
 
 def run(options: Options) -> None:
-    """Draws and saves."""
+    """Draw and save."""
     if options.num_images < 1:
         raise UserError(f"num_images is {options.num_images}; it must be at least 1")
     names = options.names()
@@ -48,7 +48,7 @@ def run(options: Options) -> None:
 
 
 def main() -> None:
-    """Reads the options and runs."""
+    """Read the options and run."""
     run(parse(Options, __doc__))
 
 

@@ -17,7 +17,7 @@ from .recipes import RECIPES
 
 
 def main(stage: str, description: str) -> None:
-    """Reads `RECIPE [--process {edm,flow}] [--field.sub value]` and trains."""
+    """Read `RECIPE [--process {edm,flow}] [--field.sub value]` and train."""
 
     def run() -> None:
         recipes = RECIPES[stage]

@@ -7,7 +7,7 @@ from . import cli
 
 
 def main() -> None:
-    """Reads the recipe and the options, and trains."""
+    """Read the recipe and the options, and train."""
     cli.main("clip", __doc__ or "")
 
 

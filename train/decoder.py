@@ -9,7 +9,7 @@ from . import cli
 
 
 def main() -> None:
-    """Reads the recipe and the options, and trains."""
+    """Read the recipe and the options, and train."""
     cli.main("decoder", __doc__ or "")
 
 

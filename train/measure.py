@@ -48,7 +48,7 @@ class Options:
 
 
 def main() -> None:
-    """Measures, writes, says what was found."""
+    """Measure, write, and say what was found."""
     options: Options = command_line.parse(Options, description=__doc__)
     compilation_cache.enable()
     system = store.load(options.bundle)

@@ -47,7 +47,7 @@ class Options:
 
 
 def main() -> None:
-    """Assembles and writes a bundle."""
+    """Assemble and write a bundle."""
     options: Options = parse(Options, description=__doc__)
     base = None if options.base is None else load(options.base)
     system = assemble_unclip(

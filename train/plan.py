@@ -138,7 +138,7 @@ def plans(options: Options, name: str, config: Any, encoders: dict[str, Network]
 
 
 def main() -> None:
-    """Prints a page per recipe and slice, and a table where there are several."""
+    """Print a page per recipe and slice, and a table where there are several."""
     name = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
     if not name and not {"-h", "--help"} & set(sys.argv):
         raise UserError("no recipe given; name one first, such as decoder/paper, then options")
