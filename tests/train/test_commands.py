@@ -183,3 +183,17 @@ def test_as_a_program(stage):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"error: no recipe 'nothing-like-it' for the {stage}; known are ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("stage", "name"), [("prior", "edm"), ("decoder", "flow"), ("upsampler", "edm")])
+def test_another_process_than_the_recipes(command, trained, stage, name):
+    assert command(stage, "tiny", "--process", name, "--run.steps", 2)[0] == 0
+    (config,) = trained
+    assert config.process.TAG == ("type", name) and config.run.steps == 2
+    assert not config.stage().network.learns_variance
+    config.stage().check()
+
+
+def test_a_process_that_is_not_known(command):
+    assert_one_line(command("prior", "tiny", "--process", "vp"), "--process is 'vp'; choose edm or flow")
+    assert_one_line(command("clip", "tiny", "--process=edm"), "--process is for what is trained by diffusion")
