@@ -1,7 +1,9 @@
 """Several processes on this machine that find each other as those of several hosts do; they run side by side."""
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -25,10 +27,17 @@ STEPS = 14
 DEVICES = 8
 
 
+# Below those that systems give to outgoing connections, and each one once: a port that the kernel finds free is free
+# until somebody binds it, so two jobs started together could be given the same one and find each other.
+PORTS = iter(random.SystemRandom().sample(range(20_000, 32_000), 1000))
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    for port in PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class Processes:

@@ -189,7 +189,7 @@ def test_as_a_program(stage):
 def test_another_process_than_the_recipes(command, trained, stage, name):
     assert command(stage, "tiny", "--process", name, "--run.steps", 2)[0] == 0
     (config,) = trained
-    assert config.process.TAG == ("type", name) and config.run.steps == 2
+    assert config.process.TAG[1] == name and config.run.steps == 2
     assert not config.stage().network.learns_variance
     config.stage().check()
 
