@@ -69,7 +69,7 @@ def checkpoints(tmp_path):
 
 def save(checkpoints, *steps):
     for step in steps:
-        checkpoints.save(step, toy_state(step), {"loss": [0.1, step]})
+        checkpoints.save(step, toy_state(step), {"loss": [0.1, float(step)]})
     checkpoints.wait()
 
 

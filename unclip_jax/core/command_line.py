@@ -7,17 +7,28 @@ import io
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import tyro
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.program import as_typed, program
+from unclip_jax.core.typing import DataclassInstance
+
+T = TypeVar("T")
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def parse(form: Any, *, prog: str | None = None, description: str | None = None) -> Any:
+@overload
+def parse(form: type[T], *, prog: str | None = None, description: str | None = None) -> T: ...
+
+
+@overload
+def parse(form: object, *, prog: str | None = None, description: str | None = None) -> Any: ...
+
+
+def parse(form: Any, *, prog: str | None = None, description: str | None = None) -> object:
     """Parse `sys.argv` as `tyro.cli(form)` does: a dataclass, or one of several as subcommands.
 
     A union inside a dataclass makes no subcommands.
@@ -79,11 +90,11 @@ def _misunderstood(unknown: list[str], options: list[str]) -> str:
     return f"no option {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _options(value: Any, prefix: str = "--") -> Iterator[str]:
+def _options(value: DataclassInstance, prefix: str = "--") -> Iterator[str]:
     """Return the options that fill a dataclass, as they are typed."""
     for field in dataclasses.fields(value):
         inner, name = getattr(value, field.name), prefix + field.name.replace("_", "-")
-        if dataclasses.is_dataclass(inner):
+        if dataclasses.is_dataclass(inner) and not isinstance(inner, type):
             yield from _options(inner, f"{name}.")
         elif isinstance(inner, dict) and all(map(dataclasses.is_dataclass, inner.values())):
             # Groups by name, without one of their own.

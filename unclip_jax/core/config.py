@@ -21,15 +21,25 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, Protocol, TypeVar, Union, overload, runtime_checkable
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import DataclassInstance, Json, JsonDict
 
 T = TypeVar("T")
 
 
-def to_json(value: Any) -> Any:
+@overload
+def to_json(value: DataclassInstance) -> JsonDict: ...
+
+
+@overload
+def to_json(value: object) -> Json: ...
+
+
+def to_json(value: object) -> Json:
     """Turn a dataclass, or anything that a field may hold, into what `json.dump` takes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = getattr(value, "TAG", None)
@@ -46,7 +56,7 @@ def to_json(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def from_json(cls: type[T], data: Any, path: str = "config") -> T:
+def from_json(cls: type[T], data: object, path: str = "config") -> T:
     """Build the dataclass `cls` from what `to_json` made.
 
     Args:
@@ -59,11 +69,11 @@ def from_json(cls: type[T], data: Any, path: str = "config") -> T:
             `Literal`, and for values that the dataclass itself refuses.
     """
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected an object with the fields of {cls.__name__}, got {_show(data)}")
-    if hasattr(cls, "variants"):
-        cls = _variant(cls, data, path)
+        raise _unexpected(data, f"an object with the fields of {cls.__name__}", path)
+    if issubclass(cls, _Family) and not dataclasses.is_dataclass(cls):
+        cls = _variant(cls, cls.variants(), data, path)
     data = _today(cls, data, path)
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
+    fields = _fields(cls)
     for name in data:
         if name not in fields:
             raise UserError(f"{path}.{name}: unknown field; {suggest(str(name), list(fields))}")
@@ -80,22 +90,29 @@ def from_json(cls: type[T], data: Any, path: str = "config") -> T:
         raise UserError(f"{path}: {error}") from error
 
 
-def _variant(base: Any, data: dict[str, Any], path: str) -> Any:
-    """Return the class of the table of `base` that `data` is tagged with; `base` itself where it is one of them."""
-    if dataclasses.is_dataclass(base):
-        return base
-    table = base.variants()
+@runtime_checkable
+class _Family(Protocol):
+    """A class that others stand in for."""
+
+    @staticmethod
+    def variants() -> Mapping[str, type]: ...
+
+
+def _variant(base: type[T], table: Mapping[str, type], data: dict[str, object], path: str) -> type[T]:
+    """Return the class of the table that `data` is tagged with."""
     key = next(iter(table.values())).TAG[0]
     if key not in data:
         raise UserError(f"{path}.{key}: missing; it is one of {', '.join(table)}")
-    if not isinstance(data[key], str) or data[key] not in table:
-        raise UserError(f"{path}.{key}: {_show(data[key])} is not known; {suggest(str(data[key]), list(table))}")
-    if not issubclass(table[data[key]], base):
-        raise UserError(f"{path}.{key}: {_show(data[key])} is no {base.__name__}")
-    return table[data[key]]
+    name = data[key]
+    if not isinstance(name, str) or name not in table:
+        raise UserError(f"{path}.{key}: {_show(name)} is not known; {suggest(str(name), list(table))}")
+    cls = table[name]
+    if not issubclass(cls, base):
+        raise UserError(f"{path}.{key}: {_show(name)} is no {base.__name__}")
+    return cls
 
 
-def _today(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
+def _today(cls: type, data: dict[str, object], path: str) -> dict[str, object]:
     """Return `data` without the tag, and with the names that fields have today."""
     data = dict(data)
     if (tag := getattr(cls, "TAG", None)) is not None and data.pop(tag[0], tag[1]) != tag[1]:
@@ -106,8 +123,8 @@ def _today(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
                 raise UserError(f"{path}: both {old} and {new} are given, which are one field; leave {old} out")
             data[new] = data.pop(old)
     for name, (key, value) in getattr(cls, "UNTAGGED", {}).items():
-        if isinstance(data.get(name), dict):
-            data[name] = {key: value} | data[name]
+        if isinstance(inner := data.get(name), dict):
+            data[name] = {key: value} | inner
     for old, value in getattr(cls, "REMOVED", {}).items():
         if data.pop(old, value) != value:
             raise UserError(f"{path}.{old}: this version knows only {value!r}; use the version that wrote it")
@@ -122,7 +139,7 @@ def suggest(name: str, known: list[str]) -> str:
     return "known are " + ", ".join(known) if known else "none is known"
 
 
-def _parse(annotation: Any, value: Any, path: str) -> Any:
+def _parse(annotation: object, value: object, path: str) -> object:
     """Return `value` as `annotation` has it; lists become tuples where the annotation is one."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
@@ -136,29 +153,29 @@ def _parse(annotation: Any, value: Any, path: str) -> Any:
     if origin is tuple or annotation is tuple:
         return _parse_tuple(arguments, value, path)
     if origin is list or annotation is list:
-        _expect(isinstance(value, (list, tuple)), "a list", value, path)
         item = arguments[0] if arguments else Any
-        return [_parse(item, each, f"{path}[{index}]") for index, each in enumerate(value)]
+        return [_parse(item, each, f"{path}[{index}]") for index, each in enumerate(_items(value, path))]
     if origin is dict or annotation is dict:
-        _expect(isinstance(value, dict), "an object", value, path)
+        if not isinstance(value, dict):
+            raise _unexpected(value, "an object", path)
         item = arguments[1] if arguments else Any
         return {key: _parse(item, each, f"{path}.{key}") for key, each in value.items()}
-    if dataclasses.is_dataclass(annotation) or hasattr(annotation, "variants"):
-        return from_json(typing.cast(Any, annotation), value, path)
+    if isinstance(annotation, type) and (dataclasses.is_dataclass(annotation) or issubclass(annotation, _Family)):
+        return from_json(annotation, value, path)
     return _parse_scalar(annotation, value, path)
 
 
-def _parse_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
+def _parse_union(choices: tuple[object, ...], value: object, path: str) -> object:
     if value is None and type(None) in choices:
         return None
     choices = tuple(choice for choice in choices if choice is not type(None))
-    dataclass_choices = [choice for choice in choices if dataclasses.is_dataclass(choice)]
+    dataclass_choices = [choice for choice in choices if isinstance(choice, type) and dataclasses.is_dataclass(choice)]
     tagged = [choice for choice in dataclass_choices if _has_tag(choice, value)]
     if tagged:
         choices = tuple(tagged)
     elif isinstance(value, dict) and dataclass_choices:
         # `to_json` writes every field, so the class that was written shares the most names with the object.
-        choices = (max(dataclass_choices, key=lambda choice: len(_field_names(choice) & set(value))),)
+        choices = (max(dataclass_choices, key=lambda choice: len(_fields(choice).keys() & value.keys())),)
     if len(choices) == 1:
         return _parse(choices[0], value, path)
     for choice in choices:
@@ -167,47 +184,55 @@ def _parse_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
         except UserError:
             continue
     names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-    raise UserError(f"{path}: expected {names}, got {_show(value)}")
+    raise _unexpected(value, names, path)
 
 
-def _has_tag(cls: Any, value: Any) -> bool:
+def _has_tag(cls: type, value: object) -> bool:
     tag = getattr(cls, "TAG", None)
     return tag is not None and isinstance(value, dict) and value.get(tag[0]) == tag[1]
 
 
-def _field_names(cls: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(cls)}
+def _fields(cls: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
 
-def _parse_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
-    _expect(isinstance(value, (list, tuple)), "a list", value, path)
+def _parse_tuple(arguments: tuple[object, ...], value: object, path: str) -> tuple[object, ...]:
+    items = _items(value, path)
     if not arguments:
-        return tuple(value)
+        return tuple(items)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    _expect(len(value) == len(arguments), f"a list of {len(arguments)}", value, path)
-    pairs = zip(arguments, value, strict=True)
+        arguments = (arguments[0],) * len(items)
+    if len(items) != len(arguments):
+        raise _unexpected(value, f"a list of {len(arguments)}", path)
+    pairs = zip(arguments, items, strict=True)
     return tuple(_parse(item, each, f"{path}[{index}]") for index, (item, each) in enumerate(pairs))
 
 
-def _parse_scalar(annotation: Any, value: Any, path: str) -> Any:
+def _parse_scalar(annotation: object, value: object, path: str) -> object:
     # bool is an int to Python and an int is a float to JSON; only the second is meant.
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if annotation in (bool, int, float, str):
-        _expect(type(value) is annotation, f"a value of type {annotation.__name__}", value, path)
+    if isinstance(annotation, type) and annotation in (bool, int, float, str):
+        if type(value) is not annotation:
+            raise _unexpected(value, f"a value of type {annotation.__name__}", path)
         return value
     if annotation is Path:
-        _expect(isinstance(value, str), "a path", value, path)
-        return Path(str(value))
+        if not isinstance(value, str):
+            raise _unexpected(value, "a path", path)
+        return Path(value)
     raise TypeError(f"{path}: fields of type {annotation} have no JSON form")
 
 
-def _expect(holds: bool, what: str, value: Any, path: str) -> None:
-    if not holds:
-        raise UserError(f"{path}: expected {what}, got {_show(value)}")
+def _items(value: object, path: str) -> Sequence[object]:
+    if not isinstance(value, (list, tuple)):
+        raise _unexpected(value, "a list", path)
+    return value
 
 
-def _show(value: Any) -> str:
+def _unexpected(value: object, expected: str, path: str) -> UserError:
+    return UserError(f"{path}: expected {expected}, got {_show(value)}")
+
+
+def _show(value: object) -> str:
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -8,7 +8,21 @@ A name that stands alone is written with a leading space, `Float[Array, " b"]`. 
 production; the tests check them with beartype.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 Params = dict[str, Any]
 """A network's parameters: nested dicts of float arrays, as `init` makes them."""
+
+if TYPE_CHECKING:
+    Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+else:
+    # beartype cannot follow a type into itself.
+    Json: TypeAlias = dict | list | str | int | float | bool | None
+JsonDict: TypeAlias = dict[str, Json]
+
+
+@runtime_checkable
+class DataclassInstance(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -8,12 +8,13 @@ The text of every PNG has, besides what a person wants to read, the key `again`:
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import DataclassInstance, JsonDict
 from unclip_jax.images.png import read_text
 from unclip_jax.systems.system import Settings, System
 
@@ -31,7 +32,7 @@ class Provenance:
     inputs: dict[str, str]
 
     @classmethod
-    def of(cls, command: str, options: Any, inputs: Sequence[Path]) -> "Provenance":
+    def of(cls, command: str, options: DataclassInstance, inputs: Sequence[Path]) -> "Provenance":
         """Record a command about to run, before any work: what is read may change meanwhile.
 
         Raises UserError for a file that cannot be read.
@@ -87,14 +88,17 @@ def hashes(files: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def _with_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+def _with_settings(options: JsonDict) -> JsonDict:
     """Move settings of stages to `settings`, where older versions had a group for each kind of stage, or the decoder's
     own among the options."""
     if "settings" in options:
         return dict(options)
     options = dict(options)
-    groups = {name: options.pop(name) or {} for name in ("prior", "decoder", "upsamplers") if name in options}
+    found = {name: options.pop(name) for name in ("prior", "decoder", "upsamplers") if name in options}
+    groups = {name: own if isinstance(own, dict) else {} for name, own in found.items()}
     given = {name: options.pop(name) for name in ("steps", "guidance_scale", "eta") if name in options}
     groups["decoder"] = groups.get("decoder", {}) | given
-    settings = {name: {key: value for key, value in own.items() if value is not None} for name, own in groups.items()}
-    return options | {"settings": {name: own for name, own in settings.items() if own}}
+    settings: JsonDict = {
+        name: {key: value for key, value in own.items() if value is not None} for name, own in groups.items()
+    }
+    return {**options, "settings": {name: own for name, own in settings.items() if own}}

@@ -14,7 +14,7 @@ import os
 import platform
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from jaxtyping import PyTree
 
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import DataclassInstance, Json, JsonDict
 from unclip_jax.parallel.distributed import from_all, is_lost_peer
 from unclip_jax.training.orbax_quiet import orbax_muted
 from unclip_jax.training.state import State
@@ -51,14 +52,25 @@ class Meta:
 
     kind: str
     """The stage: "clip", "prior", "decoder" or "upsampler"."""
-    config: Any
-    """The whole resolved config of the run, a dataclass, enough to rebuild the model."""
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config: DataclassInstance
+    """The whole resolved config of the run, enough to rebuild the model."""
+    extra: JsonDict = dataclasses.field(default_factory=dict)
     """What else belongs to the weights, such as the tokenizer, in JSON."""
     may_change: tuple[str, ...] = ()
     """Further config paths (shell patterns, "data.num_workers") that a resumed run may change."""
     must_match: tuple[str, ...] = ()
     """Names in `extra` that must be what they were when a run resumes."""
+
+
+class SavedMeta(TypedDict):
+    """What a checkpoint has said about itself, as JSON."""
+
+    step: int
+    kind: str
+    config: JsonDict
+    extra: JsonDict
+    progress: dict[str, list[float]]
+    versions: dict[str, str]
 
 
 def versions() -> dict[str, str]:
@@ -93,12 +105,12 @@ class Checkpoints:
         """Return True, on every process at the same step, once one of several processes has received SIGTERM."""
         return self._manager.reached_preemption(step)
 
-    def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
+    def save(self, step: int, state: State, progress: dict[str, list[float]]) -> None:
         """Start saving; `progress` (JSON) comes back with `restore`.
 
         Raises UserError if this save or the one before, which it waits for, could not be written.
         """
-        meta = {
+        meta: SavedMeta = {
             "step": step, "kind": self._meta.kind, "config": to_json(self._meta.config), "extra": self._meta.extra,
             "progress": progress, "versions": versions(),
         }  # fmt: skip
@@ -115,7 +127,7 @@ class Checkpoints:
         except Exception as error:
             raise self._save_failed(error) from error
 
-    def restore(self, abstract: State) -> tuple[State, dict[str, Any]] | None:
+    def restore(self, abstract: State) -> tuple[State, dict[str, list[float]]] | None:
         """Restore the newest readable state, laid out as `abstract`, and its progress; None if nothing is saved.
 
         A newest checkpoint that cannot be read, by whichever process, is warned about and set aside, and the one before
@@ -126,8 +138,7 @@ class Checkpoints:
         if len({*from_all(hash(tuple(steps)) % 2**31)}) > 1:
             raise UserError(f"the processes see different checkpoints in {self._folder}; {_SHARE}")
         for step in steps:
-            meta, problem = {}, ""
-            state: Any = None
+            meta, state, problem = None, None, ""
             try:
                 meta = _read_meta(self._folder / str(step))
                 self._check_same_run(meta)
@@ -139,7 +150,7 @@ class Checkpoints:
             except Exception as error:
                 problem = _first_line(error)
             readable = from_all(not problem)
-            if not all(readable):
+            if meta is None or state is None or not all(readable):
                 problems[step] = problem or f"process {readable.index(0)} could not read it"
                 continue
             for bad, problem in problems.items():
@@ -159,7 +170,7 @@ class Checkpoints:
         self._manager.close()
         self._muted.close()
 
-    def _check_same_run(self, meta: dict[str, Any]) -> None:
+    def _check_same_run(self, meta: SavedMeta) -> None:
         if meta["kind"] != self._meta.kind:
             raise UserError(
                 f"{self._folder} holds a {meta['kind']} run, not a {self._meta.kind}; choose another workdir"
@@ -209,7 +220,7 @@ class Checkpoints:
 
 def load_params(
     path: str | Path, which: Literal["ema", "params"] = "ema", step: int | None = None
-) -> tuple[PyTree, dict[str, Any]]:
+) -> tuple[PyTree, SavedMeta]:
     """Read parameters alone, for sampling: on one device whatever mesh and optimiser they were trained with.
 
     Args:
@@ -218,8 +229,7 @@ def load_params(
         step: the newest if None.
 
     Returns:
-        Nested dicts of arrays on the default device, and the checkpoint's meta (keys step, kind, config,
-        extra, versions).
+        Nested dicts of arrays on the default device, and the checkpoint's meta.
 
     Raises:
         UserError: nothing saved there, no such step, or not readable.
@@ -244,7 +254,7 @@ def load_params(
     return jax.device_put(tree[which]), meta
 
 
-def newest_meta(path: str | Path) -> dict[str, Any] | None:
+def newest_meta(path: str | Path) -> SavedMeta | None:
     """Read the meta of a run's newest readable checkpoint; None where nothing is saved."""
     folder = open_folder(path) / FOLDER
     for step in sorted(_committed_steps(folder), reverse=True):
@@ -283,11 +293,11 @@ def _committed_steps(folder: epath.Path) -> set[int]:
     return {step for step in steps if not is_remote(folder) or (folder / str(step) / _COMMITTED).exists()}
 
 
-def _read_meta(folder: epath.Path) -> dict[str, Any]:
-    return dict(ocp.JsonCheckpointHandler().restore(folder / "meta", args=ocp.args.JsonRestore()))
+def _read_meta(folder: epath.Path) -> SavedMeta:
+    return SavedMeta(**ocp.JsonCheckpointHandler().restore(folder / "meta", args=ocp.args.JsonRestore()))
 
 
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(config: Json, prefix: str = "") -> JsonDict:
     if not isinstance(config, dict):
         return {prefix: config}
     flat = {}

@@ -1,7 +1,6 @@
 """Frozen networks, and weights to start from, out of the checkpoints of other runs or out of bundles."""
 
 import dataclasses
-from typing import Any
 
 from unclip_jax.bundle import store
 from unclip_jax.core.config import from_json
@@ -83,6 +82,7 @@ def _of_bundle(where: str, kind: str, network: Network) -> Params:
     raise UserError(f"bundle {where} has no such {kind}; start from another bundle or run")
 
 
-def _alike(own: Any, network: Denoiser) -> bool:
+def _alike(own: Network, network: Denoiser) -> bool:
     """Return whether networks make samples of one size; others than pictures are refused later, by names of weights."""
-    return len(network.sample_shape) != 3 or own.sample_shape == network.sample_shape
+    shape = own.sample_shape if isinstance(own, Denoiser) else ()
+    return len(network.sample_shape) != 3 or shape == network.sample_shape

@@ -6,11 +6,10 @@ Each run says in its checkpoint's meta what its weights are (`unclip_jax.trainin
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from unclip_jax.core.config import from_json
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.typing import Params
+from unclip_jax.core.typing import JsonDict, Params
 from unclip_jax.models.parameters import identity
 from unclip_jax.stages.contrastive import ContrastiveStage
 from unclip_jax.stages.encoders import Encoder
@@ -30,7 +29,7 @@ class TrainedRun:
 
     stage: Stage
     params: Params
-    extra: dict[str, Any]
+    extra: JsonDict
 
 
 def assemble(
@@ -73,7 +72,7 @@ def assemble(
             sampling.pop(each, None)
         for key in run.extra:
             if key.endswith("_identity"):
-                identities[each] = run.extra[key]
+                identities[each] = str(run.extra[key])
         if run.extra.get("sampling"):
             sampling[each] = from_json(SamplingSettings, run.extra["sampling"], f"{path}: sampling")
         if "stats" in run.extra:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ from unclip_jax.training.workdir import is_remote, local, open_folder
 
 _STEPS_BEFORE_PROFILE = 10
 
-Batches = Callable[[int], Iterator[dict[str, np.ndarray]]]
+Batches = Callable[[int], Generator[dict[str, np.ndarray], None, None]]
 """From a step to the batches of that step and on."""
 Preview = Callable[[PyTree, PyTree, int], UInt8[np.ndarray, "h w 3"] | None]
 """(moving average, frozen, step) -> an image to save under samples/, or None."""

@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +31,9 @@ class MetricLogger:
     that it would have written.
     """
 
-    def __init__(self, run: RunConfig, *, start_step: int, batch_size: int, window: dict[str, Any], quiet: bool):
+    def __init__(
+        self, run: RunConfig, *, start_step: int, batch_size: int, window: dict[str, list[float]], quiet: bool
+    ):
         self._run = run
         self._batch_size = batch_size
         self._window: dict[str, list[float]] = {name: list(pair) for name, pair in window.items()}

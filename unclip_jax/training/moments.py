@@ -17,7 +17,7 @@ al., 2110.02861, have a table for it), since gradients in one row differ by more
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ LEVELS = {"mu": Levels(signed=True, roots=2), "nu": Levels(signed=False, roots=3
 class Quantized(NamedTuple):
     """The state of an optimiser with its moments in fewer bits, and the maxima of the rows where they need them."""
 
-    inner: Any
+    inner: PyTree
     scales: dict[str, PyTree]
 
 
@@ -106,12 +106,12 @@ def quantize_moments(inner: optax.GradientTransformation, precision: Moments) ->
     if precision == "float32":
         return inner
 
-    def pack(x: Array, chance: Array, levels: Levels) -> tuple[Array, Any]:
+    def pack(x: Array, chance: Array, levels: Levels) -> tuple[Array, PyTree]:
         if precision == "bfloat16":
             return to_bfloat16(x, chance), optax.MaskedNode()
         return to_int8(x, chance, levels) if x.ndim > 1 else (x, optax.MaskedNode())
 
-    def packed(state: Any) -> Quantized:
+    def packed(state: PyTree) -> Quantized:
         key = jax.random.fold_in(jax.random.key(_SEED), state.count)
         # One draw serves both moments: random bits are dear to compile, for each parameter anew.
         shapes = [x.shape for x in jax.tree.leaves(state.mu)]
@@ -124,11 +124,12 @@ def quantize_moments(inner: optax.GradientTransformation, precision: Moments) ->
             moments[name], scales[name] = (jax.tree.unflatten(tree, [pair[i] for pair in pairs]) for i in (0, 1))
         return Quantized(state._replace(**moments), scales)
 
-    def unpacked(kept: Quantized) -> Any:
+    def unpacked(kept: Quantized) -> PyTree:
         def moment(name: str) -> PyTree:
-            def unpack(x: Array, scale: Any) -> Array:
-                whole = isinstance(scale, optax.MaskedNode)
-                return x.astype(jnp.float32) if whole else from_int8(x, scale, LEVELS[name])
+            def unpack(x: Array, scale: Array | optax.MaskedNode) -> Array:
+                if isinstance(scale, optax.MaskedNode):
+                    return x.astype(jnp.float32)
+                return from_int8(x, scale, LEVELS[name])
 
             return jax.tree.map(unpack, getattr(kept.inner, name), kept.scales[name])
 
@@ -137,12 +138,12 @@ def quantize_moments(inner: optax.GradientTransformation, precision: Moments) ->
     def init(params: PyTree) -> Quantized:
         return packed(inner.init(params))
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Quantized]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, Quantized]:
         updates, after = inner.update(updates, unpacked(state), params)
         return updates, packed(after)
 
     return optax.GradientTransformation(init, update)
 
 
-def _moments(state: Any) -> list[str]:
+def _moments(state: PyTree) -> list[str]:
     return [name for name in LEVELS if name in state._fields]

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +56,7 @@ def make_preview(stage: Stage, batches: Batches) -> Preview | None:
 
 def first_examples(batches: Batches, count: int) -> dict[str, np.ndarray]:
     """Return the first `count` examples of a run: the same on every host. All of them must call it."""
-    iterator: Any = batches(0)
-    with contextlib.closing(iterator):
+    with contextlib.closing(batches(0)) as iterator:
         return {name: gather_rows(value[:count])[:count] for name, value in next(iterator).items()}
 
 

@@ -5,11 +5,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import DataclassInstance
 from unclip_jax.data.config import DataConfig
 from unclip_jax.data.pipeline import BatchSpec
 from unclip_jax.diffusion import AnyProcessSpec, ProcessSpec
@@ -29,7 +30,7 @@ Encoders = Mapping[str, Network]
 
 
 @runtime_checkable
-class Config(Protocol):
+class Config(DataclassInstance, Protocol):
     """The interface of a run's config."""
 
     kind: ClassVar[str]
@@ -48,7 +49,7 @@ class Config(Protocol):
         """Return where the frozen networks come from, by name: a run's workdir, or a bundle."""
         ...
 
-    def fitted(self, encoders: Encoders, tokenizer: Tokenizer | None = None) -> Any:
+    def fitted(self, encoders: Encoders, tokenizer: Tokenizer | None = None) -> "Config":
         """Return the same config with the sizes that networks share taken from the encoders, or the run's own
         tokenizer."""
         ...
@@ -319,7 +320,7 @@ def _batch(stage: Stage, data: DataConfig, encoders: Encoders, crop: int | None 
     return data.batch_spec(stage.image_sizes(encoders), crop=crop, context=stage.context(encoders))
 
 
-CONFIGS: dict[str, Any] = {
+CONFIGS: dict[str, type[Config]] = {
     cls.kind: cls for cls in (CLIPConfig, PriorConfig, DecoderConfig, UpsamplerConfig, StageConfig)
 }
 """By the kind that a checkpoint names."""

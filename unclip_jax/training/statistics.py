@@ -4,14 +4,16 @@
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from unclip_jax.core.config import from_json
 from unclip_jax.core.errors import UserError
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.records import Source
@@ -37,12 +39,11 @@ def measure_stats(encoder: Encoder, batches_of: Batches, normalise: Literal["whi
     """Measure equation (1) over the first examples of a run, those of all hosts."""
     size = encoder.clip.image_tower.image_size
     encode = jax.jit(encoder.clip.encode_image)
-    iterator: Any = batches_of(0)
     embeddings: list[np.ndarray] = []
-    while sum(map(len, embeddings)) < STATS_EXAMPLES:
-        own = np.asarray(encode(encoder.params, to_float(next(iterator)[f"image_{size}"])))
-        embeddings.append(gather_rows(own))
-    iterator.close()
+    with contextlib.closing(batches_of(0)) as iterator:
+        while sum(map(len, embeddings)) < STATS_EXAMPLES:
+            own = np.asarray(encode(encoder.params, to_float(next(iterator)[f"image_{size}"])))
+            embeddings.append(gather_rows(own))
     z_i = np.concatenate(embeddings).astype(np.float64)
     if normalise == "scale":
         mean, std = np.zeros(z_i.shape[1]), np.full(z_i.shape[1], np.sqrt(np.mean(z_i**2)))
@@ -56,9 +57,16 @@ def stats_to_json(stats: EmbeddingStats) -> dict[str, list[float]]:
     return {"mean": np.asarray(stats.mean).tolist(), "std": np.asarray(stats.std).tolist()}
 
 
-def stats_from_json(data: dict[str, list[float]]) -> EmbeddingStats:
-    """Invert `stats_to_json`."""
-    return EmbeddingStats(**{name: jnp.asarray(data[name], jnp.float32) for name in ("mean", "std")})
+@dataclasses.dataclass(frozen=True)
+class _Stats:
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def stats_from_json(data: object) -> EmbeddingStats:
+    """Invert `stats_to_json`; UserError for anything else."""
+    stats = from_json(_Stats, data, "stats")
+    return EmbeddingStats(mean=jnp.asarray(stats.mean, jnp.float32), std=jnp.asarray(stats.std, jnp.float32))
 
 
 def measure_system(
