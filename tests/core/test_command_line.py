@@ -1,5 +1,7 @@
 import dataclasses
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -24,6 +26,8 @@ class Options:
     name: Annotated[str, tyro.conf.Positional] = "x"
     kind: str = "a"
     part: Part = Part()
+    words: tuple[str, ...] = ()
+    file: Path = Path("x")
 
 
 def parse(monkeypatch, *words):
@@ -54,6 +58,22 @@ def test_a_mistake_is_one_line(monkeypatch, capsys, words, line):
     assert str(raised.value) == f"{line}; see prog --help"
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err == ""
+
+
+LATIN_1 = os.fsdecode("café".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("words", "name"), [([LATIN_1], "name"), (["--kind", LATIN_1], "kind"), (["--words", "a", LATIN_1], "words")]
+)
+def test_a_string_that_is_no_text_is_one_line(monkeypatch, words, name):
+    with pytest.raises(UserError) as raised:
+        parse(monkeypatch, *words)
+    assert str(raised.value) == f"{name} 'caf\\udce9' is not UTF-8; give it in UTF-8"
+
+
+def test_a_path_may_be_any_bytes(monkeypatch):
+    assert parse(monkeypatch, "--file", LATIN_1).file == Path(LATIN_1)
 
 
 def test_help_is_tyros(monkeypatch, capsys):

@@ -47,6 +47,11 @@ def test_a_grid_that_says_how_it_was_drawn(draw, tmp_path, tiny_folder):
     assert set(settings) == {"prior", "decoder", "upsampler_0"}
 
 
+def test_a_prompt_that_is_no_text(draw, tmp_path):
+    assert_one_line(draw("caf\udce9", "--out", tmp_path / "x.png"), r"prompt 'caf\udce9' is not UTF-8")
+    assert not (tmp_path / "x.png").exists()
+
+
 @pytest.mark.slow
 def test_every_stage_with_a_sampler_of_its_own(draw, tmp_path):
     prior = ["--prior.sampler", "dpm++", "--prior.guidance-scale", 2, "--prior.guidance-interval", 10, 90]

@@ -174,3 +174,11 @@ def test_folders_that_hold_no_usable_tokenizer(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is not a tokenizer"):
         Tokenizer.from_file(tmp_path)
+
+
+@pytest.mark.parametrize(("caption", "why"), [("caf\udce9", "is not UTF-8"), ("\ud83d", "half a surrogate pair")])
+def test_a_string_that_is_no_text_is_refused(tokenizer, caption, why):
+    with pytest.raises(UserError, match=why):
+        tokenizer.encode(["a red circle", caption], 8)
+    with pytest.raises(UserError, match=why):
+        Tokenizer.train(["a red circle", caption], 300)

@@ -14,6 +14,7 @@ import tyro
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.program import as_typed, program
 from unclip_jax.core.typing import DataclassInstance
+from unclip_jax.core.unicode import fault
 
 T = TypeVar("T")
 
@@ -39,7 +40,8 @@ def parse(form: Any, *, prog: str | None = None, description: str | None = None)
         description: what it does. Commands in it are told as they are typed here.
 
     Raises:
-        UserError: for an unknown option, with the nearest known one, and for whatever tyro refuses.
+        UserError: for an unknown option, with the nearest known one, for whatever tyro refuses, and for a string that
+            is not text (paths may be any bytes).
     """
     boxes = io.StringIO()
     prog = program() if prog is None else prog
@@ -59,6 +61,9 @@ def parse(form: Any, *, prog: str | None = None, description: str | None = None)
         raise UserError(f"{_first_section(boxes.getvalue())}; see {prog} --help") from None
     if unknown:
         raise UserError(f"{_misunderstood(unknown, list(_options(value)))}; see {prog} --help")
+    for name, given in _strings(value):
+        if (why := fault(given)) is not None:
+            raise UserError(f"{name} {given!r} {why}; give it in UTF-8")
     return value
 
 
@@ -88,6 +93,21 @@ def _misunderstood(unknown: list[str], options: list[str]) -> str:
     # A long common prefix, as in --model.x and --model.y, is no likeness.
     near += difflib.get_close_matches(name.replace("_", "-"), options, n=1, cutoff=0.8)
     return f"no option {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _strings(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Return the strings in a dataclass, in order, each with the name of its field."""
+    if isinstance(value, str):
+        yield name, value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _strings(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _strings(item, name)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings(item, f"{name}.{key}".lstrip("."))
 
 
 def _options(value: DataclassInstance, prefix: str = "--") -> Iterator[str]:

@@ -2,8 +2,9 @@
 
     tokens = [bos, bpe(lower(caption))[: context - 2], eos, pad, pad, ...]          mask = not padding
 
-Trained here from captions, or read from a folder in Hugging Face's layout (CLIP's, for one). Every string has
-an encoding, since the alphabet is the 256 bytes. Special tokens written out in a caption are ordinary text.
+Trained here from captions, or read from a folder in Hugging Face's layout (CLIP's, for one). Every text has an
+encoding, since the alphabet is the 256 bytes; a string that is no text (`unclip_jax.core.unicode`) is refused. Special
+tokens written out in a caption are ordinary text.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.files import atomic_write
+from unclip_jax.core.unicode import fault
 
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 MIN_VOCAB_SIZE = 256 + 3
@@ -68,7 +70,8 @@ class Tokenizer:
     def train(captions: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Train byte-level BPE of at most `vocab_size` tokens; the same captions give the same tokenizer.
 
-        Text is put in NFC, lower case and single spaces, as CLIP does; pieces seen once make no token.
+        Text is put in NFC, lower case and single spaces, as CLIP does; pieces seen once make no token. Raises UserError
+        for a caption that is no text.
         """
         if vocab_size < MIN_VOCAB_SIZE:
             raise UserError(f"vocab_size is {vocab_size}; it must be at least {MIN_VOCAB_SIZE}")
@@ -87,7 +90,7 @@ class Tokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(iter(captions), trainer)
+        tokenizer.train_from_iterator(map(_checked, captions), trainer)
         return Tokenizer(definition=_canonical(tokenizer), bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
     @staticmethod
@@ -139,7 +142,8 @@ class Tokenizer:
     def encode(self, captions: Sequence[str], context: int) -> Encoded:
         """Encode captions into `context` tokens each; an empty caption is BOS EOS.
 
-        What does not fit is cut off in front of the EOS and reported, never dropped in silence.
+        What does not fit is cut off in front of the EOS and reported, never dropped in silence. Raises UserError for a
+        caption that is no text.
         """
         if context < 2:
             raise UserError(f"context is {context}; it must hold at least BOS and EOS, so 2")
@@ -147,7 +151,7 @@ class Tokenizer:
         mask = np.zeros((len(captions), context), bool)
         truncated: list[str | None] = []
         for row, caption in enumerate(captions):
-            encoding = self._tokenizer.encode(caption, add_special_tokens=False)
+            encoding = self._tokenizer.encode(_checked(caption), add_special_tokens=False)
             ids = [self.bos_id, *encoding.ids[: context - 2], self.eos_id]
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
@@ -187,6 +191,12 @@ class Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(self.definition)
         tokenizer.encode_special_tokens = True
         return tokenizer
+
+
+def _checked(caption: str) -> str:
+    if (why := fault(caption)) is not None:
+        raise UserError(f"the caption {caption!r} {why}; give it in UTF-8")
+    return caption
 
 
 def _canonical(tokenizer: tokenizers.Tokenizer) -> str:
