@@ -2,7 +2,8 @@
 
     python -m sample.encode PHOTOS --bundle demo --out out/embeddings.npz
 
-The file holds `names` [n], `z_i` [n d] and, with `--captions`, `z_t` [n d].
+The file holds `names` [n], `z_i` [n d] and, with `--captions`, `z_t` [n d], of the first caption where an image has
+several.
 """
 
 import dataclasses
@@ -45,7 +46,9 @@ class Options:
     batch_size: int = 32
     """Images encoded at once."""
     max_bad_share: float = 0.01
-    """Largest share of the images that may be unreadable."""
+    """Largest share of the images, and rows of their metadata, that may be unusable; they are left out."""
+    min_side: int = 8
+    """Images with fewer pixels along their shorter side are left out."""
 
 
 def main() -> None:
@@ -59,7 +62,9 @@ def main() -> None:
     compilation_cache.enable()
     system = store.load(options.bundle, parts=("clip",))
     size = system.encoder("clip").clip.image_tower.image_size
-    source = FolderSource(options.folder, max_bad_share=options.max_bad_share, captions=options.captions)
+    source = FolderSource(
+        options.folder, max_bad_share=options.max_bad_share, min_side=options.min_side, captions=options.captions
+    )
     count, names = len(source), []
     z_i: dict[int, np.ndarray] = {}
     z_t: dict[int, np.ndarray] = {}
@@ -69,7 +74,7 @@ def main() -> None:
         images = np.stack([fit(Image.fromarray(record.image), size) for record in records])
         z_i[first] = np.asarray(embed_images(system, jnp.asarray(to_float(images))))
         if options.captions and system.tokenizer is not None:
-            z_t[first] = np.asarray(embed_captions(system, [record.caption for record in records]))
+            z_t[first] = np.asarray(embed_captions(system, [record.captions[0] for record in records]))
         say(f"encoded {len(names)} of {count}")
     arrays = {name: joined(made, count) for name, made in {"z_i": z_i, "z_t": z_t}.items() if made}
     write_npz(options.out, names=np.array(names), **arrays)

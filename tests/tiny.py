@@ -31,7 +31,7 @@ def records() -> list[Record]:
     """What captioned_shapes holds for recipe tiny."""
     examples = [scenes.example("train", i) for i in range(NUM_TRAIN)]
     return [
-        Record(image=render(scene, tiny.DATA.resolution), caption=caption, name=f"train/{i:06d}")
+        Record(image=render(scene, tiny.DATA.resolution), captions=(caption,), name=f"train/{i:06d}")
         for i, (scene, caption) in enumerate(examples)
     ]
 
@@ -39,7 +39,7 @@ def records() -> list[Record]:
 @functools.cache
 def tokenizer() -> Tokenizer:
     """The one that recipe tiny trains."""
-    return Tokenizer.train([record.caption for record in records()], tiny.TEXT.vocab_size)
+    return Tokenizer.train([record.captions[0] for record in records()], tiny.TEXT.vocab_size)
 
 
 def batch(size: int, sizes: tuple[int, ...] = (8, 16), crop: int | None = None) -> dict[str, np.ndarray]:

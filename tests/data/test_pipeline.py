@@ -26,7 +26,7 @@ class NumberedSource:
 
     def __getitem__(self, index: int) -> Record:
         image = np.random.default_rng(index).integers(0, 256, (self.height, self.width, 3), np.uint8)
-        return Record(image=image, caption=str(index), name=str(index))
+        return Record(image=image, captions=(str(index),), name=str(index))
 
 
 class BrokenSource(NumberedSource):
@@ -87,7 +87,7 @@ def test_keys_shapes_and_types(tokenizer):
 def test_hard_negatives_are_of_their_captions(tokenizer):
     spec = BatchSpec(batch_size=8, sizes=(8,), context=6, negatives=("1 2", "3 4 5"))
     captions = ("1", "3 and 5", "7", "4")
-    source = [Record(image=SOURCE[0].image, caption=caption, name=caption) for caption in captions]
+    source = [Record(image=SOURCE[0].image, captions=(caption,), name=caption) for caption in captions]
     (batch,) = take(1, source, tokenizer, spec)
     assert {key: (value.shape, str(value.dtype)) for key, value in batch.items() if "negative" in key} == {
         "negative_tokens": ((8, 6), "int32"),
@@ -178,6 +178,58 @@ def test_worker_processes_do_not_change_the_batches(tokenizer):
 def test_a_dataset_smaller_than_a_batch_is_repeated(tokenizer):
     (batch,) = take(1, NumberedSource(3), tokenizer, BatchSpec(batch_size=9, sizes=(4,), context=6))
     assert sorted(numbers(batch, tokenizer)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+@pytest.mark.parametrize("length", [1, 3])
+def test_one_example_a_host(tokenizer, length, process_count):
+    source, spec = NumberedSource(length), dataclasses.replace(SPEC, batch_size=process_count)
+    expected = take(5, source, tokenizer, spec)
+    hosts = [
+        take(5, source, tokenizer, spec, process_index=p, process_count=process_count) for p in range(process_count)
+    ]
+    assert_equal(joined(hosts), expected)
+    assert_equal(take(2, source, tokenizer, spec, start_step=3), expected[3:])
+    assert {batch["tokens"].shape for batch in expected} == {(process_count, 6)}
+
+
+@dataclasses.dataclass(frozen=True)
+class RenamedSource(NumberedSource):
+    """Record i has the captions i, i + 10 and i + 20, or so many of these."""
+
+    alternatives: int = 3
+
+    def __getitem__(self, index: int) -> Record:
+        captions = tuple(str(index + 10 * i) for i in range(self.alternatives))
+        return dataclasses.replace(super().__getitem__(index), captions=captions)
+
+
+def test_one_of_several_captions_is_drawn_for_each_epoch(tokenizer):
+    source = RenamedSource(10)
+    found = take(30, source, tokenizer, dataclasses.replace(SPEC, batch_size=10))
+    epochs = np.array([numbers(batch, tokenizer) for batch in found])
+    drawn = np.array([row[np.argsort(row % 10)] for row in epochs]) // 10
+    assert [set(column) for column in drawn.T] == [{0, 1, 2}] * 10
+    assert 70 <= (drawn == 0).sum() <= 130
+    # Images, crops and flips are those of one caption.
+    one = take(30, RenamedSource(10, alternatives=1), tokenizer, dataclasses.replace(SPEC, batch_size=10))
+    for several, single in zip(found, one, strict=True):
+        np.testing.assert_array_equal(several["image_crop"], single["image_crop"])
+        np.testing.assert_array_equal(several["image_8"], single["image_8"])
+
+
+def test_which_caption_is_drawn_depends_on_no_host_and_no_start(tokenizer):
+    source, spec = RenamedSource(10), dataclasses.replace(SPEC, negatives=("1 11 21", "2 12 22"))
+    expected = take(6, source, tokenizer, spec)
+    hosts = [take(6, source, tokenizer, spec, process_index=p, process_count=4, num_threads=3) for p in range(4)]
+    assert_equal(joined(hosts), expected)
+    assert_equal(take(3, source, tokenizer, spec, start_step=3), expected[3:])
+
+
+def test_a_caption_that_is_no_text_is_named():
+    source = [Record(image=SOURCE[0].image, captions=("a \ud83d circle",), name="deep/x.png")]
+    with pytest.raises(UserError, match=r"deep/x\.png: the caption 'a .* holds half a surrogate pair"):
+        take(1, source, Tokenizer.train(["a"], 300), SPEC)
 
 
 def test_closing_early_or_unused_is_quiet(tokenizer):

@@ -21,7 +21,7 @@ def test_captioned_shapes_by_name(shapes):
     record = train[5]
     assert record.image.shape == (32, 32, 3) and record.image.dtype == np.uint8
     assert record.image.std() > 0
-    assert isinstance(record.caption, str) and record.caption
+    assert len(record.captions) == 1 and record.captions[0]
     assert record.name.startswith("train/") and test[0].name.startswith("test_seen/")
     assert len({train[i].name for i in range(6)}) == 6
 
@@ -29,7 +29,7 @@ def test_captioned_shapes_by_name(shapes):
 def test_captioned_shapes_can_be_pickled(shapes):
     train = shapes("train")
     again = pickle.loads(pickle.dumps(train))
-    assert len(again) == 6 and again[3].caption == train[3].caption
+    assert len(again) == 6 and again[3].captions == train[3].captions
     np.testing.assert_array_equal(again[3].image, train[3].image)
 
 
@@ -45,7 +45,7 @@ def write(tmp_path, monkeypatch):
     def write(name):
         file = tmp_path / "photos" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(file)
+        Image.new("RGB", (8, 8)).save(file)
         file.with_suffix(".txt").write_text("a photo")
         return tmp_path / "photos"
 
@@ -56,7 +56,7 @@ def test_a_folder_is_all_train(write, tmp_path):
     folder = write("a.png")
     source = open_source(str(folder), "train", tmp_path)
     assert isinstance(source, Source)
-    assert len(source) == 1 and source[0].caption == "a photo"
+    assert len(source) == 1 and source[0].captions == ("a photo",)
     with pytest.raises(UserError, match="has no split 'test'; put its images into the folder"):
         open_source(folder, "test", tmp_path)
 
@@ -72,7 +72,7 @@ def test_subfolders_are_splits_and_do_not_mix(write, tmp_path):
 def test_options_reach_the_folder(write, tmp_path):
     folder = write("a.png")
     (folder / "a.txt").unlink()
-    assert open_source(folder, "train", tmp_path, captions=False)[0].caption == ""
+    assert open_source(folder, "train", tmp_path, captions=False)[0].captions == ("",)
 
 
 def test_an_unknown_name_says_what_is_possible(tmp_path):

@@ -25,7 +25,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for i, record in enumerate(tiny.records()[:16]):
         Image.fromarray(record.image).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(record.caption)
+        (folder / f"{i}.txt").write_text(record.captions[0])
     return folder
 
 

@@ -51,7 +51,7 @@ def test_images_alone_need_no_captions(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     Image.fromarray(tiny.records()[0].image).save(tmp_path / "photos" / "x.png")
     data = DataConfig(source=str(tmp_path / "photos"), batch_size=1)
-    assert data.open(captions=False)[0].caption == ""
+    assert data.open(captions=False)[0].captions == ("",)
     with pytest.raises(UserError, match="1 images and no captions"):
         data.open(captions=True)
 

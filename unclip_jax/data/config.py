@@ -28,13 +28,15 @@ class DataConfig:
     flip: bool = False
     """Mirror half of the images. Not for captions that say left and right."""
     max_bad_share: float = 0.01
-    """Largest share of a folder's images that may be unreadable or without a caption."""
+    """Largest share of a folder's images, and rows of its metadata, that may be unusable; they are left out."""
+    min_side: int = 8
+    """Images of a folder with fewer pixels along their shorter side are left out."""
     num_workers: int = 0
     """Reader processes; 0 reads in this one."""
     num_threads: int = 2
     """Reading threads of each process."""
     seed: int = 0
-    """Of the order, the crops and the flips."""
+    """Of the order, the crops, the flips and the choice among several captions."""
     num_train: int = 60_000
     """Training examples of captioned_shapes, where it has to be built."""
     resolution: int = 128
@@ -45,12 +47,8 @@ class DataConfig:
         if self.source == "captioned_shapes":
             options = {"resolution": self.resolution, "num_train": self.num_train}
         else:
-            options = {"max_bad_share": self.max_bad_share, "captions": captions}
-        source = open_source(self.source, self.split, self.data_dir, **options)
-        report = getattr(source, "report", None)
-        if report is not None and report()["bad"]:
-            print(f"left out of {self.source}: {report()}")
-        return source
+            options = {"max_bad_share": self.max_bad_share, "min_side": self.min_side, "captions": captions}
+        return open_source(self.source, self.split, self.data_dir, **options)
 
     def batch_spec(
         self,

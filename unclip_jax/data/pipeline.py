@@ -2,6 +2,7 @@
 
     stream  = shuffle(source, seed), again and again with a new order each epoch
     example = transform(stream[g], rng(seed, g))                     g = index in the global stream
+    caption = captions[uniform of rng(seed, g)]                      where the record has several
     batch s of host p of P = examples s B + p B/P ... s B + (p+1) B/P - 1          B = global batch size
 
 A run's cursor is therefore its step: starting at step N gives what an uninterrupted run would have read.
@@ -36,7 +37,7 @@ class BatchSpec:
         negatives: groups of words for `hard_negative`, keys "negative_tokens" int32 [b context] and "has_negative"
             bool [b]; () for none.
         flip: mirrors half of the examples.
-        seed: of the order, the crops, the flips and the negatives.
+        seed: of the order, the crops, the flips, the captions and the negatives.
     """
 
     batch_size: int
@@ -106,7 +107,8 @@ def batches(
     # Randomness must come before the split over hosts, while an index is still one in the global stream.
     dataset = dataset.random_map(functools.partial(_example, spec=spec, tokenizer=tokenizer))
     dataset = HostSlice(dataset, batch_size=spec.batch_size, process_index=process_index, process_count=process_count)
-    dataset = dataset.batch(spec.batch_size // process_count)[start_step:]
+    # Nothing remains; with a remainder to allow for, Grain counts the batches of an endless stream in floating point.
+    dataset = dataset.batch(spec.batch_size // process_count, drop_remainder=True)[start_step:]
     # A thread makes whole batches, so more threads than batches in the buffer would wait.
     dataset = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, num_threads))
@@ -139,11 +141,18 @@ def _example(
         top, left = rng.integers(0, max(spec.sizes) - spec.crop, size=2, endpoint=True)
         example["image_crop"] = whole[top : top + spec.crop, left : left + spec.crop]
     if spec.context is not None and tokenizer is not None:
-        encoded = tokenizer.encode([record.caption], spec.context)
+        caption, *others = record.captions
+        if others:
+            # With one caption nothing is drawn, so that the draws after this one are as they were.
+            caption = record.captions[int(rng.integers(len(record.captions)))]
+        try:
+            encoded = tokenizer.encode([caption], spec.context)
+        except UserError as error:
+            raise UserError(f"{record.name}: {error}") from error
         example |= {"tokens": encoded.tokens[0], "mask": encoded.mask[0]}
         if spec.negatives:
-            negative = hard_negative(record.caption, spec.negatives, rng)
-            example["negative_tokens"] = tokenizer.encode([negative or record.caption], spec.context).tokens[0]
+            negative = hard_negative(caption, spec.negatives, rng)
+            example["negative_tokens"] = tokenizer.encode([negative or caption], spec.context).tokens[0]
             example["has_negative"] = np.array(negative is not None)
     return example
 

@@ -13,12 +13,12 @@ class Record:
 
     Attributes:
         image: RGB at the size it is stored in.
-        caption: "" where the source has none.
+        captions: what it shows, in other words; one of them is drawn for each epoch. ("",) where the source has none.
         name: says where the record came from: a relative path, or "<split>/<number>".
     """
 
     image: UInt8[np.ndarray, "h w 3"]
-    caption: str
+    captions: tuple[str, ...]
     name: str
 
 

@@ -44,7 +44,7 @@ class ShapesSource:
         features = self._records[index]
         name = features["name"].decode()
         image = np.array(read_image(features["image"], name=name))
-        return Record(image=image, caption=features["caption"].decode(), name=name)
+        return Record(image=image, captions=(features["caption"].decode(),), name=name)
 
 
 def open_source(name_or_folder: str | Path, split: str, data_dir: str | Path, **options: Any) -> Source:

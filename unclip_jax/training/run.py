@@ -96,5 +96,6 @@ def _tokenizer(config: Config, encoders: dict[str, FrozenEncoder], source: Sourc
     if config.tokenizer is not None:
         return Tokenizer.from_file(config.tokenizer)
     count = min(len(source), TOKENIZER_CAPTIONS)
-    captions = (source[i].caption for i in np.linspace(0, len(source) - 1, count).astype(int).tolist())
+    rows = np.linspace(0, len(source) - 1, count).astype(int).tolist()
+    captions = (caption for row in rows for caption in source[row].captions)
     return Tokenizer.train(captions, config.model.text_tower.vocab_size)

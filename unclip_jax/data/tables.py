@@ -1,0 +1,192 @@
+"""Tables that name images and their captions, metadata.jsonl and metadata.csv, row by row and strictly.
+
+    file_name              relative to the table
+    text, or caption       a string, or in JSON a list of them: alternatives
+
+Other columns are left alone. A row that does not fit is returned with what is wrong with it, never mended and never
+taken in part, and the rows after it are read as if it were not there. In CSV that means a quote that is left open,
+too: it ends where a line inside the cell reads like a row of its own.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import reprlib
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from unclip_jax.core.unicode import fault
+from unclip_jax.images.files import IMAGE_SUFFIXES
+
+TABLES = ("metadata.jsonl", "metadata.csv")
+CAPTION_COLUMNS = ("text", "caption")
+COLUMNS = "file_name and text (or caption)"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        line: in the file, from 1.
+        file_name: as it is written; None where it cannot be told.
+        captions: alternatives.
+        fault: what is wrong, as in "has no text"; None for a row that can be used.
+    """
+
+    line: int
+    file_name: str | None = None
+    captions: tuple[str, ...] = ()
+    fault: str | None = None
+
+
+class UnreadableError(Exception):
+    """A file cannot be read; says why, as in "cannot be read (Permission denied)"."""
+
+
+def read_text(file: Path, most: int | None = None) -> str:
+    """Read a file of text. Bytes that are not UTF-8 spoil no more than what they are in, where they become no text.
+
+    Raises UnreadableError for what is no file, has more than `most` bytes, or cannot be read.
+    """
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableError("is not a file")
+        if most is not None and status.st_size > most:
+            raise UnreadableError(f"has {status.st_size:,} bytes, more than the limit of {most:,}")
+        return file.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise UnreadableError(f"cannot be read ({error.strerror or error})") from error
+
+
+def read_table(file: Path) -> Iterator[Row]:
+    """Yield the rows of a .jsonl or .csv file; of a file that cannot be read one, with the reason."""
+    try:
+        lines = list(io.StringIO(read_text(file), newline=""))
+    except UnreadableError as error:
+        yield Row(line=1, fault=str(error))
+        return
+    yield from _csv_rows(lines) if file.suffix == ".csv" else _json_rows(lines)
+
+
+def _json_rows(lines: list[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            cells = json.loads(line, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as error:
+            yield Row(line=number, fault=f"is not JSON ({error})")
+            continue
+        if isinstance(cells, dict):
+            yield _row(number, cells)
+        else:
+            yield Row(line=number, fault="is not a JSON object; write one a line")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        raise ValueError("it has a key twice")
+    return cells
+
+
+def _csv_rows(lines: list[str]) -> Iterator[Row]:
+    header: list[str] = []
+    for number, cells in _csv_cells(lines, header):
+        if isinstance(cells, str):
+            yield Row(line=number, fault=cells)
+            if not header:
+                return
+        elif not header:
+            if len(set(cells)) < len(cells) or "file_name" not in cells or not set(CAPTION_COLUMNS) & set(cells):
+                found = reprlib.repr(",".join(cells))
+                yield Row(line=number, fault=f"must name the columns {COLUMNS}, each once, not {found}")
+                return
+            header += cells
+        elif len(cells) != len(header):
+            name = next(iter(cells[header.index("file_name") :]), None)
+            found = f"has {len(cells)} cells where the header has {len(header)}; put text with commas in quotes"
+            yield Row(line=number, file_name=name, fault=found)
+        else:
+            yield _row(number, {name: cell or None for name, cell in zip(header, cells, strict=True)})
+
+
+def _csv_cells(lines: list[str], header: list[str]) -> Iterator[tuple[int, list[str] | str]]:
+    """Yield the line that each record starts at, and its cells, or what is wrong; the caller fills the header."""
+    record = _Record(lines, header)
+    while record.end < len(lines):
+        record.start = record.end
+        if not lines[record.start].strip():
+            record.end += 1
+            continue
+        try:
+            cells = next(csv.reader(record, strict=True))
+        except csv.Error as error:
+            yield record.start + 1, f"is not CSV ({error}); write a quote inside quotes twice"
+            record.end = record.start + 1
+        else:
+            yield record.start + 1, cells
+
+
+class _Record(Iterator[str]):
+    """The lines of one record, from `start` to before `end`: as many as `csv` asks for, but no other whole row."""
+
+    def __init__(self, lines: list[str], header: list[str]):
+        self._lines, self._header = lines, header
+        self.start = self.end = 0
+
+    def __next__(self) -> str:
+        if self.end == len(self._lines):
+            raise StopIteration
+        line = self._lines[self.end]
+        if self.end > self.start and _reads_like_a_row(line, self._header):
+            raise csv.Error("a quote is left open")
+        self.end += 1
+        return line
+
+
+def _reads_like_a_row(line: str, header: list[str]) -> bool:
+    """Return whether a line that a quoted cell has run into is a whole row, with the name of an image in its place."""
+    try:
+        cells = next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return False
+    # The last line of a cell has the quote that ends it.
+    return (
+        len(cells) == len(header) > 0
+        and cells[header.index("file_name")].lower().endswith(IMAGE_SUFFIXES)
+        and not any('"' in cell for cell in cells)
+    )
+
+
+def _row(line: int, cells: dict[str, Any]) -> Row:
+    """Return a row of cells by column, checked; None is what JSON's null and an empty cell are."""
+    file_name = cells.get("file_name")
+    if not isinstance(file_name, str):
+        return Row(line=line, fault="has no file_name" if file_name is None else "has a file_name that is not a string")
+    column = next((name for name in CAPTION_COLUMNS if cells.get(name) is not None), None)
+    if column is None:
+        return Row(line=line, file_name=file_name, fault="has no text (or caption)")
+    given = cells[column]
+    captions = given if isinstance(given, list) else [given]
+    if not all(isinstance(caption, str) for caption in captions):
+        found = f"has {reprlib.repr(given)} as its {column}, not a string or a list of them"
+        return Row(line=line, file_name=file_name, fault=found)
+    return Row(line=line, file_name=file_name, captions=tuple(captions), fault=caption_fault(column, captions))
+
+
+def caption_fault(name: str, captions: Sequence[str]) -> str | None:
+    """Say what keeps captions from being used, as in "has a text that is not UTF-8"; None where nothing does."""
+    if not any(caption.strip() for caption in captions):
+        return f"has an empty {name}"
+    for caption in captions:
+        if (why := fault(caption)) is not None:
+            return f"has a {name} that {why}"
+        if "\0" in caption:
+            return f"has a {name} with a null character; write the file in UTF-8"
+    return None
