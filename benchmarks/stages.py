@@ -28,12 +28,12 @@ from unclip_jax.core.errors import run_cli
 from unclip_jax.models.parameters import parameter_count
 from unclip_jax.parallel.mesh import make_mesh
 from unclip_jax.parallel.step import compile_step
+from unclip_jax.stages.diffusion import DiffusionStage
 from unclip_jax.stages.encoders import Encoder, frozen_shardings
-from unclip_jax.stages.operations import Options as SampleOptions
-from unclip_jax.stages.operations import sample_stage
+from unclip_jax.stages.settings import Options as SampleOptions
 from unclip_jax.stages.spaces import EmbeddingStats
 from unclip_jax.stages.stage import array_shape
-from unclip_jax.systems.system import Step, noise_of, run_stage
+from unclip_jax.systems.system import Step, noise_of, program_of
 from unclip_jax.training.state import abstract_state, init, state_shardings
 from unclip_jax.training.step import make_step
 
@@ -126,8 +126,8 @@ def sampling(options: Options, name: str) -> dict[str, float]:
             row = array_shape(array, networks)
             rows[array] = jnp.ones((b, *row.shape), row.dtype)
         noise = noise_of(system, name, jax.random.key(0), jnp.arange(b), settings)
-        step = Step(sample_stage, SampleOptions(settings=settings[name]))
-        params, call = system.params[name], lambda: run_stage(system, name, step, rows, noise)
+        step = Step(DiffusionStage.sample, SampleOptions(settings=settings[name]))
+        params, call = system.params[name], lambda: program_of(system, name, step, rows, noise)()
     _, first = timed(call)
     seconds = statistics.median(timed(call)[1] for _ in range(3))
     return {

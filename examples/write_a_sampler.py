@@ -13,6 +13,7 @@ import numpy as np
 import unclip_jax
 from unclip_jax.diffusion import DDIM, sample
 from unclip_jax.diffusion.samplers.sampler import OneEvaluation
+from unclip_jax.stages import Options
 
 
 class Carry(NamedTuple):
@@ -56,10 +57,10 @@ def main(steps: int = 8, accurate: int = 60) -> dict[str, float]:
     noise = stage.noise(jax.random.key(0), jnp.arange(len(captions)), unclip_jax.SamplingSettings())
 
     def draw(sampler):
-        settings = unclip_jax.SamplingSettings(steps=sampler.steps)
-        problem = stage.problem(system.weights("prior"), inputs, settings)
-        options = {"shape": problem.shape, "threshold": problem.threshold}
-        run = jax.jit(lambda: sample(problem.process, problem.model_fn, problem.cond, sampler, noise, **options))
+        options = Options(settings=unclip_jax.SamplingSettings(steps=sampler.steps))
+        problem = stage.problem(options, system.weights("prior"), inputs)
+        fixed = {"shape": problem.shape, "threshold": problem.threshold}
+        run = jax.jit(lambda: sample(problem.process, problem.model_fn, problem.cond, sampler, noise, **fixed))
         return np.asarray(run())
 
     expected = draw(DDIM(steps=accurate))

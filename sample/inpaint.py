@@ -99,7 +99,7 @@ def run(options: Options) -> None:
         known = jnp.asarray(to_float(whole))
         step = inpainting_step(system, known, jnp.asarray(mask), inputs, resampling=again, until=until)
         request = Request(inputs=inputs, seed=options.seed, until=until, settings=settings, only=options.only)
-        drawn = to_uint8(session.collect(request, session.submit(request, step), report))
+        drawn = to_uint8(session.result(request, report, step))
         chosen = slice(None) if options.only is None else slice(options.only, options.only + 1)
         images = np.where(mask[chosen, ..., None], drawn, whole[chosen])
     else:

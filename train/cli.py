@@ -1,4 +1,4 @@
-"""What the training commands share: a recipe by name, its fields as options, one line for what went wrong."""
+"""What the training commands share: a recipe by name, its fields as options."""
 
 import dataclasses
 import sys
@@ -8,36 +8,32 @@ import tyro
 
 from unclip_jax.core import command_line, compilation_cache
 from unclip_jax.core.config import suggest
-from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion import AnyProcessSpec, EDMSpec, FlowSpec
 from unclip_jax.parallel import distributed
-from unclip_jax.training.run import train
+from unclip_jax.training.stage_configs import Config
 
 from .recipes import RECIPES
 
 
-def main(stage: str, description: str) -> None:
-    """Read `RECIPE [--process {edm,flow}] [--field.sub value]` and train."""
-
-    def run() -> None:
-        recipes = RECIPES[stage]
-        name = sys.argv[1] if len(sys.argv) > 1 else ""
-        if not name or (name.startswith("-") and name not in ("-h", "--help")):
-            raise UserError(f"no recipe given; name one first, then options: {', '.join(recipes)}")
-        if name not in recipes and not name.startswith("-"):
-            raise UserError(f"no recipe {name!r} for the {stage}; {suggest(name, list(recipes))}")
-        process = _process(sys.argv)
-        form = tyro.extras.subcommand_type_from_defaults(
-            {name: _with_process(recipe(), process) for name, recipe in recipes.items()},
-            {name: recipe.__doc__ or "" for name, recipe in recipes.items()},
-            sort_subcommands=False,
-        )
-        config = command_line.parse(form, description=description)
-        compilation_cache.enable()
-        distributed.start(config.run.cluster)
-        train(config)
-
-    run_cli(run)
+def read(stage: str, description: str | None) -> Config:
+    """Read `RECIPE [--process {edm,flow}] [--field.sub value]`, and join the processes of the run."""
+    recipes = RECIPES[stage]
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if not name or (name.startswith("-") and name not in ("-h", "--help")):
+        raise UserError(f"no recipe given; name one first, then options: {', '.join(recipes)}")
+    if name not in recipes and not name.startswith("-"):
+        raise UserError(f"no recipe {name!r} for the {stage}; {suggest(name, list(recipes))}")
+    process = _process(sys.argv)
+    form = tyro.extras.subcommand_type_from_defaults(
+        {name: _with_process(recipe(), process) for name, recipe in recipes.items()},
+        {name: recipe.__doc__ or "" for name, recipe in recipes.items()},
+        sort_subcommands=False,
+    )
+    config = command_line.parse(form, description=description)
+    compilation_cache.enable()
+    distributed.start(config.run.cluster)
+    return config
 
 
 PROCESSES = {"edm": EDMSpec(), "flow": FlowSpec()}

@@ -3,13 +3,16 @@
 python -m train.clip RECIPE [--field.sub value]
 """
 
+from unclip_jax.core.errors import run_cli
+from unclip_jax.training.run import train
+
 from . import cli
 
 
 def main() -> None:
     """Read the recipe and the options, and train."""
-    cli.main("clip", __doc__ or "")
+    train(cli.read("clip", __doc__))
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

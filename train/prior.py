@@ -5,13 +5,16 @@ python -m train.prior RECIPE [--process {edm,flow}] [--field.sub value]
 --process trains for another diffusion than the recipe's; its own settings are then --process.NAME.
 """
 
+from unclip_jax.core.errors import run_cli
+from unclip_jax.training.run import train
+
 from . import cli
 
 
 def main() -> None:
     """Read the recipe and the options, and train."""
-    cli.main("prior", __doc__ or "")
+    train(cli.read("prior", __doc__))
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

@@ -160,7 +160,7 @@ def inpaint(
     step = inpainting_step(system, known, jnp.asarray(mask), inputs, resampling=resampling, until=until)
     session = Session(system, batch_size=batch_size)
     request = Request(inputs=inputs, seed=seed, until=until, settings=chosen)
-    drawn = to_uint8(session.collect(request, session.submit(request, step)))
+    drawn = to_uint8(session.result(request, step=step))
     return np.where(mask[..., None], drawn, whole)
 
 

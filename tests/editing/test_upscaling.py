@@ -8,7 +8,8 @@ import pytest
 from tests import tiny
 from unclip_jax.core.errors import UserError
 from unclip_jax.editing.upscaling import upscaling_stages
-from unclip_jax.stages.operations import Options, sample_stage
+from unclip_jax.stages.diffusion import DiffusionStage
+from unclip_jax.stages.settings import Options
 from unclip_jax.systems.system import run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -20,7 +21,7 @@ def test_it_is_what_the_system_does_after_its_decoder():
     (made,) = run(system, {"image_8": images}, key, indices=indices)
     stage, settings = system.stage("upsampler_0"), system.sampling["upsampler_0"]
     noise = stage.noise(jax.random.fold_in(key, system.streams["upsampler_0"]), indices, settings)
-    sample = jax.jit(sample_stage, static_argnums=(0, 1))
+    sample = jax.jit(DiffusionStage.sample, static_argnums=(0, 1))
     expected = sample(stage, Options(settings=settings), system.weights("upsampler_0"), {"image_8": images}, noise)
     assert made.stage == "upsampler_0"
     np.testing.assert_array_equal(made.value, expected)

@@ -12,9 +12,9 @@ from tests.parity.compare import CAPTIONS, scheduler_noise, tape, to_torch
 from tests.parity.rounded import rounded
 from unclip_jax.diffusion.noise import TapeNoise
 from unclip_jax.editing.embeddings import tokenise
-from unclip_jax.stages.operations import Options, sample_stage
-from unclip_jax.stages.settings import SamplingSettings
-from unclip_jax.systems.system import Step, System, run_stage
+from unclip_jax.stages.diffusion import DiffusionStage
+from unclip_jax.stages.settings import Options, SamplingSettings
+from unclip_jax.systems.system import Step, System, program_of
 
 STEPS = {"prior": 5, "decoder": 5, "upsampler_0": 7}
 GUIDED = {"prior": 4.0, "decoder": 8.0, "upsampler_0": 1.0}
@@ -75,8 +75,8 @@ def sampled(
     """What the last stage makes of `inputs`, stage after stage, each with the noise of its tape."""
     values, name = dict(inputs), ""
     for name in system.path(inputs):
-        step = Step(sample_stage, Options(settings=settings[name], without=without))
-        values[system.stages[name].writes] = run_stage(system, name, step, values, tapes[name])
+        step = Step(DiffusionStage.sample, Options(settings=settings[name], without=without))
+        values[system.stages[name].writes] = program_of(system, name, step, values, tapes[name])()
     return np.asarray(values[system.stages[name].writes])
 
 

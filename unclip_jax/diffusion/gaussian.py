@@ -190,16 +190,17 @@ class VariancePreserving(Process):
     def split(
         self, output: Float[Array, " b *channels"]
     ) -> tuple[Float[Array, " b *half"], Float[Array, " b *half"] | None]:
-        """Return a network's output as (prediction, variance channels): halves of the last axis of a learned range.
+        """Return a network's output as (prediction, variance channels), in float32: halves of the last axis of a
+        learned range.
 
         Raises:
             ValueError: the last axis is odd.
         """
         if self.variance != "learned_range":
-            return output, None
+            return super().split(output)
         if output.shape[-1] % 2:
             raise ValueError(f"a learned range needs an even number of channels; got {output.shape[-1]}")
-        prediction, variance_channels = jnp.split(output, 2, axis=-1)
+        prediction, variance_channels = jnp.split(output.astype(jnp.float32), 2, axis=-1)
         return prediction, variance_channels
 
     def log_variance(

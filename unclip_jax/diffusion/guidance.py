@@ -53,7 +53,7 @@ class Guidance:
             if not hasattr(cond, "null"):
                 raise ValueError("guidance needs a cond with a null() method, its unconditional twin")
             both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), cond.null(), cond)
-            output = model_fn(jnp.concatenate([x_t, x_t]), jnp.concatenate([time, time]), both).astype(jnp.float32)
+            output = model_fn(jnp.concatenate([x_t, x_t]), jnp.concatenate([time, time]), both)
             prediction, variance_channels = process.split(output)
             unconditional, conditional = jnp.split(prediction, 2)
             result = self._combine(unconditional, conditional, time)

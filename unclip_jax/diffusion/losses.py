@@ -56,7 +56,7 @@ def loss(
         per dimension).
     """
     x_t = process.q_sample(x_0, t, noise)
-    prediction, variance_channels = process.evaluate(model_fn, x_t, t, cond)
+    prediction, variance_channels = process.split(model_fn(*process.network_inputs(x_t, t), cond))
     mse = _mean(jnp.square(prediction - process.target(x_0, noise, t)))
     total, metrics = process.loss_weight(t, weighting) * mse, {"mse": mse}
     if variance_channels is not None:
@@ -74,7 +74,7 @@ def first_guess(
     """Return the network's x_0 at the noisiest row, of noise alone: what it knows from its condition."""
     last = process.respace(1)
     t, x_t = jnp.zeros(len(noise), jnp.int32), last.initial_scale * noise
-    prediction, _ = last.evaluate(model_fn, x_t, t, cond)
+    prediction, _ = last.split(model_fn(*last.network_inputs(x_t, t), cond))
     return last.to_x0(prediction, x_t, t)
 
 

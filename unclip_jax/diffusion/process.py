@@ -165,18 +165,17 @@ class Process(abc.ABC):
         del t
         return x_t
 
-    def evaluate(
-        self, model_fn: ModelFn, x_t: Float[Array, " b *dims"], t: Num[Array, " b"], cond: PyTree
-    ) -> tuple[Float[Array, " b *half"], Float[Array, " b *half"] | None]:
-        """Call the network by eq. 2; return its prediction and variance channels (`split`), in float32."""
-        output = model_fn(self.scale_input(x_t, t), self.time_of(t), cond)
-        return self.split(output.astype(jnp.float32))
+    def network_inputs(
+        self, x_t: Float[Array, " b *dims"], t: Num[Array, " b"]
+    ) -> tuple[Float[Array, " b *dims"], Float[Array, " b"]]:
+        """Return the first two arguments of the network in eq. 2."""
+        return self.scale_input(x_t, t), self.time_of(t)
 
     def split(
         self, output: Float[Array, " b *channels"]
     ) -> tuple[Float[Array, " b *half"], Float[Array, " b *half"] | None]:
-        """Return a network's output as (prediction, variance channels or None)."""
-        return output, None
+        """Return a network's output as (prediction, variance channels or None), in float32."""
+        return output.astype(jnp.float32), None
 
 
 def expand(values: Shaped[Array, " b"], ndim: int) -> Shaped[Array, " b *ones"]:

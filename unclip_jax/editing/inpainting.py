@@ -26,6 +26,7 @@ from unclip_jax.images.resize import resize
 from unclip_jax.stages.diffusion import DiffusionStage
 from unclip_jax.stages.operations import RepaintOptions, repaint_stage
 from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.stage import Stage
 from unclip_jax.systems.system import MakeStep, Settings, StageOutput, Step, System, run
 
 BASE = Resampling(jump=5, times=5)
@@ -86,7 +87,8 @@ def inpainting_step(
     if not bool(jnp.all(jnp.any(mask_to_fill, axis=(1, 2)))):
         raise UserError("the mask marks nothing to draw; mark where to draw in white")
 
-    def make(name: str, stage: DiffusionStage, own: SamplingSettings) -> Step:
+    def make(name: str, stage: Stage, own: SamplingSettings) -> Step:
+        assert isinstance(stage, DiffusionStage)
         if not can_inpaint(stage, own):
             raise UserError(f"{name}: sampler is {own.sampler}, which cannot inpaint; set it to ddim or ddpm")
         side = stage.network.sample_shape[0]

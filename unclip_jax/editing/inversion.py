@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from unclip_jax.core.errors import UserError
 from unclip_jax.stages.operations import InvertOptions, invert_stage
 from unclip_jax.stages.settings import SamplingSettings
-from unclip_jax.systems.system import Step, System, run_stage
+from unclip_jax.systems.system import Step, System, program_of
 
 CORRECTIONS = 1
 """Of each step; see `unclip_jax.diffusion.samplers.inversion`."""
@@ -60,4 +60,4 @@ def invert(
         without=() if captioned else ("caption",),
         corrections=corrections,
     )
-    return run_stage(system, name, Step(invert_stage, options, {"known_image": images}), inputs, None)
+    return program_of(system, name, Step(invert_stage, options, {"known_image": images}), inputs, None)()

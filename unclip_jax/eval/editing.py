@@ -282,7 +282,7 @@ def inpainting(session: Session, options: Options, subject: Subject) -> Measured
     known = jnp.asarray(to_float(subject.whole))
     step = inpainting_step(system, known, jnp.asarray(mask), inputs, until=until)
     request = Request(inputs=inputs, seed=options.seed, until=until, settings=settings)
-    images = to_uint8(session.collect(request, session.submit(request, step)))
+    images = to_uint8(session.result(request, step=step))
     same = bool(np.array_equal(images[~mask], subject.whole[~mask]))
     asked = [scenes.parse(caption).objects[0] for caption in captions]
     right, (inside, across, outside) = alike(one_object(images), asked, "colour", "shape"), gradients(images, mask)

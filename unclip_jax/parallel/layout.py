@@ -5,9 +5,9 @@ rows of one device (`pmap`), where the program does. These functions make both t
 and on one device, they do nothing.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -24,9 +24,11 @@ PMAP_AXIS = "rows"
 T = TypeVar("T")
 
 
-def on_mesh(mesh: Mesh) -> AbstractContextManager:
-    """Set the mesh that `shard_batch` uses in functions that are traced inside."""
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """Set the mesh that `shard_batch` uses in functions that are traced inside; as a decorator, in the function."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield
 
 
 def shard_batch(x: Array) -> Array:

@@ -57,13 +57,9 @@ def compile_step(
 def jit_step(step_fn: Callable, mesh: Mesh, state_shardings: PyTree, frozen_shardings: PyTree = None) -> Any:
     """Return the step under `jax.jit`, to be called, or lowered for devices that are not there."""
 
-    def step(state, frozen, batch):
-        with on_mesh(mesh):
-            return step_fn(state, frozen, batch)
-
     whole = replicated(mesh)
     return jax.jit(
-        step,
+        on_mesh(mesh)(step_fn),
         in_shardings=(state_shardings, whole if frozen_shardings is None else frozen_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, whole),
         donate_argnums=0,

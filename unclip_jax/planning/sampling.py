@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from unclip_jax.diffusion.noise import KeyNoise
 from unclip_jax.models.base import Network
 from unclip_jax.models.parameters import parameter_count
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
@@ -15,15 +14,13 @@ from unclip_jax.planning.chips import Slice
 from unclip_jax.planning.flops import flops_of
 from unclip_jax.planning.plan import EFFORT, Plan, compile_for, with_traffic
 from unclip_jax.stages import compiled
-from unclip_jax.stages.diffusion import DiffusionStage
-from unclip_jax.stages.operations import Options, sample_stage
-from unclip_jax.stages.settings import SamplingSettings
-from unclip_jax.stages.stage import array_shape
+from unclip_jax.stages.settings import Options, SamplingSettings
+from unclip_jax.stages.stage import Stage, array_shape
 from unclip_jax.systems.placing import abstract_weights
 
 
 def plan_sampling(
-    stage: DiffusionStage,
+    stage: Stage,
     settings: SamplingSettings,
     encoders: Mapping[str, Network],
     slice_: Slice,
@@ -43,11 +40,11 @@ def plan_sampling(
     for name in stage.reads:
         row = array_shape(name, encoders)
         rows[name] = jax.ShapeDtypeStruct((num_images, *row.shape), row.dtype, sharding=where)
-    candidates = num_images * settings.num_candidates
-    noise = jax.eval_shape(lambda: KeyNoise(key=jax.random.key(0), indices=jnp.arange(candidates)))
-    traced = compiled.run.trace(sample_stage, stage, Options(settings=settings), weights, rows, noise, mesh=mesh)
+    noise = jax.eval_shape(lambda: stage.noise(jax.random.key(0), jnp.arange(num_images), settings))
+    program = compiled.program(type(stage).sample, mesh)
+    traced = program.trace(stage, Options(settings=settings), weights, rows, noise)
     started = time.monotonic()
-    program, memory = compile_for(traced.lower(), slice_.chip, effort)
+    compiled_program, memory = compile_for(traced.lower(), slice_.chip, effort)
     flops = flops_of(traced.jaxpr)
     plan = Plan(
         topology=slice_.name,
@@ -60,4 +57,4 @@ def plan_sampling(
         memory=memory,
         compile_seconds=time.monotonic() - started,
     )
-    return plan if program is None else with_traffic(plan, program, slice_)
+    return plan if compiled_program is None else with_traffic(plan, compiled_program, slice_)

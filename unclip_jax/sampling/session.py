@@ -25,7 +25,7 @@ from unclip_jax.parallel.distributed import put_global, to_host
 from unclip_jax.parallel.step import batch_sharding
 from unclip_jax.sampling.batching import batches_of, joined
 from unclip_jax.systems.placing import place
-from unclip_jax.systems.system import MakeStep, Settings, Step, System, noise_of, run_stage, sampling_step
+from unclip_jax.systems.system import MakeStep, Settings, Step, System, noise_of, program_of, sampling_step
 
 LoadWeights = Callable[[tuple[str, ...]], System]
 """Reads the weights of the named encoders and stages."""
@@ -117,24 +117,20 @@ class Session:
         names = self.system.path(request.inputs, request.until)
         chosen = self.system.settings(names, request.settings)
         make = step or sampling_step(request.without, request.starts)
-        steps = {name: make(name, self.system.stage(name), chosen[name]) for name in names}
+        steps = {name: make(name, self.system.stages[name], chosen[name]) for name in names}
         return self._run(request, names, chosen, steps)
 
-    def result(self, request: Request, progress: Callable[[Progress], None] | None = None) -> np.ndarray:
+    def result(
+        self, request: Request, progress: Callable[[Progress], None] | None = None, step: MakeStep | None = None
+    ) -> np.ndarray:
         """Return the output of the last stage for the whole request, or for the row `only`; arguments and errors as of
         `submit`.
 
         Args:
             progress: called after every stage of every batch.
         """
-        return self.collect(request, self.submit(request), progress)
-
-    def collect(
-        self, request: Request, outputs: Iterator[Progress], progress: Callable[[Progress], None] | None = None
-    ) -> np.ndarray:
-        """Advance what `submit` has returned to its end, and join the rows of the last stage."""
         made = {}
-        for each in outputs:
+        for each in self.submit(request, step):
             if progress is not None:
                 progress(each)
             if each.number == each.num_stages:
@@ -163,7 +159,7 @@ class Session:
             step = dataclasses.replace(steps[name], rows=self._rows(steps[name].rows, rows))
             numbers = np.arange(first, first + len(rows)) if request.indices is None else request.indices[rows]
             noise = noise_of(system, name, key, self._put(numbers), chosen)
-            value = jax.block_until_ready(run_stage(system, name, step, inputs[first], noise))
+            value = jax.block_until_ready(program_of(system, name, step, inputs[first], noise)())
             inputs[first][system.stages[name].writes] = value
             yield Progress(
                 stage=name,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
 from unclip_jax.parallel.layout import data_parallel
@@ -18,44 +18,42 @@ from unclip_jax.stages.encoders import Arrays
 from unclip_jax.stages.stage import Stage, Weights
 
 Operation = Callable[..., Array]
-"""(stage, options, weights, rows, noise) -> array [b ...]; see `unclip_jax.stages.operations`."""
+"""(stage, options, weights, rows, noise) -> array [b ...]: `Stage.sample`, and `unclip_jax.stages.operations`."""
 
 
-@functools.partial(jax.jit, static_argnames=("operation", "stage", "options", "mesh"))
-def run(
-    operation: Operation,
-    stage: Stage,
-    options: Hashable,
-    weights: Weights,
-    rows: Arrays,
-    noise: NoiseSource | None,
-    *,
-    mesh: Mesh | None = None,
-) -> Array:
-    """Run `operation(stage, options, weights, rows, noise)`, compiled once for each of the first two, options and
-    shapes.
+_programs: dict[tuple[Operation, Mesh | None], Any] = {}
 
-    Args:
-        weights: whole on one device, or as `unclip_jax.systems.placing` lays them on `mesh`.
-        rows: named arrays [b ...]; None where an optional one is absent.
-        noise: of these rows; on a mesh only `KeyNoise`, of which a replica takes its own rows' share.
 
-    Raises:
-        ValueError: for replayed noise on a mesh.
+def program(operation: Operation, mesh: Mesh | None = None) -> Any:
+    """Return `operation`, to be called as it is; compiled once for each stage, options and shapes.
+
+    On a mesh its weights lie as `unclip_jax.systems.placing` has them, and its noise is `KeyNoise`, of which a replica
+    takes its own rows' share: calling it with replayed noise raises ValueError.
     """
-    if mesh is None:
-        return operation(stage, options, weights, rows, noise)
-    if noise is None:
-        return data_parallel(lambda whole, own: operation(stage, options, whole, own, None), mesh, 1)(weights, rows)
-    if not isinstance(noise, KeyNoise):
-        raise ValueError(f"{type(noise).__name__} on a mesh; a replica draws its own noise: give KeyNoise")
-
-    def replica(key: Array, whole: Any, own: Any, indices: Array) -> Array:
-        return operation(stage, options, whole, own, KeyNoise(key=key, indices=indices))
-
-    return data_parallel(replica, mesh, 2)(noise.key, weights, rows, noise.indices)
+    if (operation, mesh) not in _programs:
+        run = operation if mesh is None else _by_replicas(operation, mesh)
+        _programs[operation, mesh] = jax.jit(run, static_argnums=(0, 1))
+    return _programs[operation, mesh]
 
 
 def num_compilations() -> int:
-    """Return how many programs this process has compiled through `run`; for tests."""
-    return run._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    """Return how many programs this process has compiled; for tests."""
+    return sum(each._cache_size() for each in _programs.values())
+
+
+def _by_replicas(operation: Operation, mesh: Mesh) -> Operation:
+    def run(
+        stage: Stage, options: Hashable, weights: Weights, rows: Arrays, noise: NoiseSource | None
+    ) -> Float[Array, "b ..."]:
+        if noise is None:
+            own = functools.partial(operation, stage, options, noise=None)
+            return data_parallel(own, mesh, 1)(weights, rows)
+        if not isinstance(noise, KeyNoise):
+            raise ValueError(f"{type(noise).__name__} on a mesh; a replica draws its own noise: give KeyNoise")
+
+        def replica(key: Array, weights: Weights, rows: Arrays, indices: Array) -> Array:
+            return operation(stage, options, weights, rows, KeyNoise(key=key, indices=indices))
+
+        return data_parallel(replica, mesh, 2)(noise.key, weights, rows, noise.indices)
+
+    return run

@@ -8,6 +8,7 @@ with cond made by the stage's conditions, in training dropped at random.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,12 +22,14 @@ from unclip_jax.diffusion import (
     AnyProcessSpec,
     KeyNoise,
     ModelFn,
+    NoiseSource,
     Process,
     Sampler,
     Threshold,
     Weighting,
     X0Variance,
     loss,
+    samplers,
 )
 from unclip_jax.diffusion.losses import first_guess
 from unclip_jax.models.base import Denoiser
@@ -35,7 +38,7 @@ from unclip_jax.parallel.layout import rows_per_device
 from unclip_jax.stages.conditions import Condition, Fields
 from unclip_jax.stages.encoders import Arrays
 from unclip_jax.stages.random import DROPOUT, TIME, random_noise, stream
-from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.settings import Options, SamplingSettings
 from unclip_jax.stages.spaces import EmbeddingStats, Space
 from unclip_jax.stages.stage import Batch, Encoders, Stage, StageMetrics, Weights
 
@@ -90,7 +93,6 @@ class DiffusionStage(Stage):
 
     @property
     def image_size(self) -> int | None:
-        """Side in px of the images that it writes; None for a stage of embeddings."""
         shape = self.network.sample_shape
         return shape[0] if len(shape) == 3 else None
 
@@ -123,17 +125,30 @@ class DiffusionStage(Stage):
             metrics |= self._cosines(process, self._model_fn(params), frozen["stats"], fields, written, noise)
         return per_example, metrics
 
-    def problem(
-        self, weights: Weights, inputs: Arrays, settings: SamplingSettings, without: tuple[str, ...] = ()
-    ) -> Problem:
-        """Return the problem to solve for the rows of `inputs`, for any sampler or operation.
+    def sample(self, options: Options, weights: Weights, rows: Arrays, noise: NoiseSource) -> Float[Array, " b *dims"]:
+        problem = self.problem(options, weights, {name: value for name, value in rows.items() if name != "x_T"})
+        x_0 = samplers.sample(
+            problem.process,
+            problem.model_fn,
+            problem.cond,
+            problem.sampler,
+            noise,
+            shape=problem.shape,
+            x_T=rows.get("x_T"),
+            threshold=problem.threshold,
+        )
+        written = self.space.denormalise(x_0, weights.frozen)
+        if not self.space.ranks:
+            return written
+        count = options.settings.num_candidates
+        return self.space.best(written, jax.tree.map(lambda x: x[::count], problem.cond), count)
 
-        Args:
-            inputs: the arrays that the stage reads.
-            without: conditions, by their tag, of which the network gets the null, as on guidance's other side.
-        """
+    def problem(self, options: Options, weights: Weights, inputs: Arrays) -> Problem:
+        """Return the problem to solve for the rows of `inputs`, the arrays that the stage reads, for any sampler or
+        operation."""
+        settings = options.settings
         count = len(next(value for value in jax.tree.leaves(dict(inputs))))
-        cond = self.condition(weights, inputs, count, without)
+        cond = self.condition(weights, inputs, count, options.without)
         if settings.num_candidates > 1:
             cond = jax.tree.map(lambda x: jnp.repeat(x, settings.num_candidates, axis=0), cond)
         return Problem(
@@ -153,16 +168,8 @@ class DiffusionStage(Stage):
             fields |= each.null(own) if each.TAG[1] in without else own
         return self.network.Cond(**fields)
 
-    def finish(self, x_0: Float[Array, " bk *dims"], weights: Weights, cond: Any, settings: SamplingSettings) -> Array:
-        """Compute equation (3), from what was sampled in the stage's space to the array that it writes."""
-        written = self.space.denormalise(x_0, weights.frozen)
-        count = settings.num_candidates
-        if not self.space.ranks:
-            return written
-        return self.space.best(written, jax.tree.map(lambda x: x[::count], cond), count)
-
     def noise(self, key: Key[Array, ""], indices: Int[Array, " b"], settings: SamplingSettings) -> KeyNoise:
-        """Return the noise of the images with these numbers: for each image's candidates, side by side."""
+        # Of each image's candidates, side by side.
         candidates = settings.num_candidates
         numbers = (indices[:, None] * candidates + jnp.arange(candidates)).reshape(-1)
         return KeyNoise(key=key, indices=numbers)
@@ -182,7 +189,6 @@ class DiffusionStage(Stage):
             each.check(self.network)
 
     def check_settings(self, name: str, settings: SamplingSettings) -> None:
-        """Raise UserError for settings that do not suit the stage; `name` is what they are of."""
         settings.check(name, self.process)
         if settings.num_candidates > 1 and not self.space.ranks:
             found = f"num_candidates is {settings.num_candidates}"
@@ -195,10 +201,7 @@ class DiffusionStage(Stage):
         return f"{from_sizes}{self.network.describe()}; {self.process.describe()}, predicts {self.process.prediction}"
 
     def _model_fn(self, params: Params, dropout_keys: Key[Array, " b"] | None = None) -> ModelFn:
-        def model_fn(x_t: Array, time: Array, cond: Any) -> Array:
-            return self.network.apply(params, x_t, time, cond, dropout_keys)
-
-        return model_fn
+        return functools.partial(self.network.apply, params, dropout_keys=dropout_keys)
 
     def _cosines(
         self, process: Process, model_fn: ModelFn, stats: EmbeddingStats, fields: Fields, z_i: Array, noise: Array

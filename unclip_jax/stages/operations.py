@@ -1,6 +1,6 @@
-"""Operations on a diffusion stage: each a pure function that `unclip_jax.stages.compiled` compiles.
+"""Operations on a diffusion stage besides sampling: each a pure function that `unclip_jax.stages.compiled` compiles.
 
-    (stage, options, weights, rows, noise) -> array [b ...]
+    (stage, options, weights, rows, noise) -> array [b ...]          as `Stage.sample` is one
 
 `options` are hashable and select the program, `rows` are named arrays [b ...] of which any may be None.
 """
@@ -16,19 +16,10 @@ from unclip_jax.diffusion import samplers
 from unclip_jax.diffusion.noise import NoiseSource
 from unclip_jax.diffusion.samplers import DDIM, squared_errors
 from unclip_jax.diffusion.samplers.repaint import Resampling, repaint
-from unclip_jax.stages.diffusion import DiffusionStage, Problem
+from unclip_jax.stages.diffusion import DiffusionStage
 from unclip_jax.stages.encoders import Arrays
-from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.settings import Options
 from unclip_jax.stages.stage import Weights
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of sampling."""
-
-    settings: SamplingSettings
-    without: tuple[str, ...] = ()
-    """Conditions, by their tag, that the network is to do without, as on guidance's other side."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,37 +46,14 @@ class ErrorOptions(Options):
     """Rows of the process's schedule."""
 
 
-def _problem(stage: DiffusionStage, options: Options, weights: Weights, rows: Arrays) -> Problem:
-    return stage.problem(weights, rows, options.settings, options.without)
-
-
-def sample_stage(
-    stage: DiffusionStage, options: Options, weights: Weights, rows: Arrays, noise: NoiseSource
-) -> Float[Array, " b *dims"]:
-    """Sample what the stage writes, for rows of what it reads; `x_T` among them is the start, instead of the noise's
-    own."""
-    problem = _problem(stage, options, weights, {name: value for name, value in rows.items() if name != "x_T"})
-    x_0 = samplers.sample(
-        problem.process,
-        problem.model_fn,
-        problem.cond,
-        problem.sampler,
-        noise,
-        shape=problem.shape,
-        x_T=rows.get("x_T"),
-        threshold=problem.threshold,
-    )
-    return stage.finish(x_0, weights, problem.cond, options.settings)
-
-
 def repaint_stage(
     stage: DiffusionStage, options: RepaintOptions, weights: Weights, rows: Arrays, noise: NoiseSource
 ) -> Float[Array, "b h w 3"]:
     """Sample images that keep `known_image` [b h w 3] where `mask_to_fill` [b h w] is False."""
     known, mask = rows["known_image"], rows["mask_to_fill"][..., None]
     if options.resampling is None:
-        return jnp.where(mask, sample_stage(stage, options, weights, rows, noise), known)
-    problem = _problem(stage, options, weights, rows)
+        return jnp.where(mask, stage.sample(options, weights, rows, noise), known)
+    problem = stage.problem(options, weights, rows)
     return repaint(
         problem.process,
         problem.model_fn,
@@ -104,7 +72,7 @@ def invert_stage(
 ) -> Float[Array, "b h w 3"]:
     """Find x_T of the images `known_image` [b h w 3]."""
     del noise
-    problem = _problem(stage, options, weights, {name: value for name, value in rows.items() if name != "known_image"})
+    problem = stage.problem(options, weights, {name: value for name, value in rows.items() if name != "known_image"})
     assert isinstance(problem.sampler, DDIM), "only DDIM is inverted"
     return samplers.invert(
         problem.process,
@@ -126,7 +94,7 @@ def errors_of_stage(
     cond = stage.condition(weights, rows, len(x_0))
     errors = squared_errors(
         stage.process.build(),
-        stage.problem(weights, rows, options.settings).model_fn,
+        stage.problem(options, weights, rows).model_fn,
         cond,
         x_0,
         noise,

@@ -137,3 +137,12 @@ class SamplingSettings:
         """Return `model_fn` with guidance, as `Guidance.wrap`."""
         scale, rescale, interval = self.guidance_scale, self.guidance_rescale, self.guidance_interval
         return Guidance(scale=scale, rescale=rescale, interval=interval).wrap(self.build_process(process), model_fn)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What selects the program that samples a stage."""
+
+    settings: SamplingSettings
+    without: tuple[str, ...] = ()
+    """Conditions, by their tag, that the network is to do without, as on guidance's other side."""

@@ -1,6 +1,6 @@
 """The interface between networks and systems: a stage says what a trained network does there.
 
-(1) writes = sample(weights, inputs, noise, options)         named arrays in, one named array out
+(1) writes = sample(options, weights, rows, noise)           named arrays in, one named array out
 (2) loss(params, target, frozen, batch, keys)                one number per example, to be minimised
 
 A stage is frozen and hashable, holds no arrays and goes to JSON and back. It selects the programs that are compiled for
@@ -19,14 +19,16 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
+from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
 from unclip_jax.models.base import Network
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.parallel.rules import Rules
-from unclip_jax.stages.encoders import abstract_encoder
+from unclip_jax.stages.encoders import Arrays, abstract_encoder
+from unclip_jax.stages.settings import Options, SamplingSettings
 from unclip_jax.stages.spaces import EmbeddingStats
 
 Batch = dict[str, jax.Array]
@@ -96,6 +98,29 @@ class Stage:
             keys: the examples' own, the only randomness to use.
         """
         raise NotImplementedError
+
+    @property
+    def image_size(self) -> int | None:
+        """Side in px of the images that it writes; None if it writes something else."""
+        return None
+
+    def sample(self, options: Options, weights: Weights, rows: Arrays, noise: NoiseSource) -> Float[Array, "b ..."]:
+        """Compute equation (1); pure, an operation that `unclip_jax.stages.compiled` compiles.
+
+        Args:
+            rows: named arrays [b ...] that it reads, any of them None; `x_T` among them is the start, instead of the
+                noise's own.
+            noise: as `Stage.noise` makes it.
+        """
+        raise NotImplementedError
+
+    def noise(self, key: Key[Array, ""], indices: Int[Array, " b"], settings: SamplingSettings) -> KeyNoise:
+        """Return the noise of the examples with these numbers."""
+        del settings
+        return KeyNoise(key=key, indices=indices)
+
+    def check_settings(self, name: str, settings: SamplingSettings) -> None:
+        """Raise UserError for settings that do not suit the stage; `name` is what they are of."""
 
     def image_sizes(self, encoders: Encoders) -> tuple[int, ...]:
         """Return the sides in px of the images that a training batch has to bring."""

@@ -8,6 +8,7 @@ the same picture whatever the batch size.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
@@ -19,13 +20,13 @@ from jaxtyping import Array, Float, Int, Key
 from unclip_jax.core.config import suggest
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
+from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
 from unclip_jax.models.base import Network
 from unclip_jax.stages import compiled
 from unclip_jax.stages.compiled import Operation
 from unclip_jax.stages.diffusion import DiffusionStage
 from unclip_jax.stages.encoders import Encoder
-from unclip_jax.stages.operations import Options, sample_stage
-from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.settings import Options, SamplingSettings
 from unclip_jax.stages.spaces import EmbeddingStats
 from unclip_jax.stages.stage import Stage, Weights
 from unclip_jax.systems.basis import Basis
@@ -52,7 +53,7 @@ class Step:
     rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-MakeStep = Callable[[str, DiffusionStage, SamplingSettings], Step]
+MakeStep = Callable[[str, Stage, SamplingSettings], Step]
 """From a stage's name, itself and its settings to its step."""
 
 
@@ -64,10 +65,9 @@ def sampling_step(without: tuple[str, ...] = (), starts: Mapping[str, Any] | Non
         starts: x_T by stage, [b ...], instead of noise of their own.
     """
 
-    def make(name: str, stage: DiffusionStage, settings: SamplingSettings) -> Step:
-        del stage
+    def make(name: str, stage: Stage, settings: SamplingSettings) -> Step:
         rows = {"x_T": starts[name]} if starts and name in starts else {}
-        return Step(sample_stage, Options(settings=settings, without=without), rows)
+        return Step(type(stage).sample, Options(settings=settings, without=without), rows)
 
     return make
 
@@ -115,11 +115,11 @@ class System:
         return encoders | {name: stage.network for name, stage in self.stages.items()}
 
     def stage(self, name: str) -> DiffusionStage:
-        """Return the stage called `name`; UserError if there is none."""
-        if name not in self.stages:
-            raise UserError(f"bundle {self.name} has no {name}, only {self._parts}; use one that has it")
+        """Return the diffusion stage called `name`; UserError if there is none."""
+        self._check_has(name)
         stage = self.stages[name]
-        assert isinstance(stage, DiffusionStage)
+        if not isinstance(stage, DiffusionStage):
+            raise UserError(f"{name} of bundle {self.name} is no diffusion stage; use a bundle in which it is")
         return stage
 
     def encoder(self, name: str) -> Encoder:
@@ -131,6 +131,10 @@ class System:
     @property
     def _parts(self) -> str:
         return ", ".join(self.networks)
+
+    def _check_has(self, name: str) -> None:
+        if name not in self.stages:
+            raise UserError(f"bundle {self.name} has no {name}, only {self._parts}; use one that has it")
 
     def writer(self, array: str, before: str | None = None) -> str:
         """Name the stage that writes an array, among those before a stage; UserError if none does."""
@@ -153,7 +157,7 @@ class System:
         """Return the stages that write images, by the size of these in px."""
         sizes = {}
         for name, stage in self.stages.items():
-            if isinstance(stage, DiffusionStage) and stage.image_size is not None:
+            if stage.image_size is not None:
                 sizes[stage.image_size] = name
         return sizes
 
@@ -173,7 +177,7 @@ class System:
         last = until if until is not None else next(reversed(self.stages), None)
         if last is None:
             raise UserError(f"bundle {self.name} has no stages; use one that has some")
-        self.stage(last)
+        self._check_has(last)
         needed: set[str] = set()
 
         def need(name: str) -> None:
@@ -197,7 +201,7 @@ class System:
                 raise UserError(f"settings for {name}, which bundle {self.name} has not; {known}")
             chosen[name] = own
         for name in names:
-            self.stage(name).check_settings(name, chosen[name])
+            self.stages[name].check_settings(name, chosen[name])
         return chosen
 
 
@@ -229,25 +233,28 @@ def run(
     values: dict[str, Any] = dict(inputs)
     numbers = jnp.arange(len(next(iter(jax.tree.leaves(values))))) if indices is None else indices
     make = step or sampling_step()
-    steps = {name: make(name, system.stage(name), chosen[name]) for name in names}
+    steps = {name: make(name, system.stages[name], chosen[name]) for name in names}
 
     def outputs() -> Iterator[StageOutput]:
         for name in names:
             noise = noise_of(system, name, key, numbers, chosen)
-            value = run_stage(system, name, steps[name], values, noise)
+            value = program_of(system, name, steps[name], values, noise)()
             values[system.stages[name].writes] = value
             yield StageOutput(name, value)
 
     return outputs()
 
 
-def noise_of(system: System, name: str, key: Key[Array, ""], indices: Int[Array, " b"], settings: Settings) -> Any:
+def noise_of(system: System, name: str, key: Key[Array, ""], indices: Int[Array, " b"], settings: Settings) -> KeyNoise:
     """Return the noise of a stage in the request with that key, for the examples with these numbers."""
-    return system.stage(name).noise(jax.random.fold_in(key, system.streams[name]), indices, settings[name])
+    return system.stages[name].noise(jax.random.fold_in(key, system.streams[name]), indices, settings[name])
 
 
-def run_stage(system: System, name: str, step: Step, values: Mapping[str, Any], noise: Any) -> Float[Array, "b ..."]:
-    """Run one stage by itself: `step`, on what the stage reads of `values`."""
+def program_of(
+    system: System, name: str, step: Step, values: Mapping[str, Any], noise: NoiseSource | None
+) -> Callable[[], Float[Array, "b ..."]]:
+    """Return one stage by itself, ready to be called: `step`, on what the stage reads of `values`."""
     stage = system.stages[name]
     rows = {array: values.get(array) for array in stage.reads} | dict(step.rows)
-    return compiled.run(step.operation, stage, step.options, system.weights(name), rows, noise, mesh=system.mesh)
+    program = compiled.program(step.operation, system.mesh)
+    return functools.partial(program, stage, step.options, system.weights(name), rows, noise)

@@ -17,8 +17,8 @@ from unclip_jax.models.clip import unit
 from unclip_jax.parallel.distributed import gather_rows, to_host
 from unclip_jax.stages.contrastive import ContrastiveStage
 from unclip_jax.stages.diffusion import DiffusionStage
-from unclip_jax.stages.operations import Options, RepaintOptions, repaint_stage, sample_stage
-from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.operations import RepaintOptions, repaint_stage
+from unclip_jax.stages.settings import Options, SamplingSettings
 from unclip_jax.stages.stage import Batch, Stage, Weights
 from unclip_jax.training.loop import Batches, Preview
 
@@ -71,7 +71,7 @@ def cosines_of_pairs(stage: ContrastiveStage, params: Params, frozen: PyTree, ba
 def cosines_of_samples(stage: DiffusionStage, params: Params, frozen: PyTree, batch: Batch) -> Float[Array, "b b"]:
     """Return cosines of sampled embeddings (rows) with the true ones (columns): a good prior shows a diagonal."""
     true = stage.space.target(stage.writes, frozen, batch)
-    sampled = sample_stage(stage, Options(settings=SETTINGS), Weights(params, frozen), batch, _noise(len(true)))
+    sampled = stage.sample(Options(settings=SETTINGS), Weights(params, frozen), batch, _noise(len(true)))
     return unit(sampled) @ unit(true).T
 
 
@@ -88,7 +88,7 @@ def pictures(stage: DiffusionStage, params: Params, frozen: PyTree, batch: Batch
             arrays |= derived
             fields = each.sample(stage.network, frozen, arrays, len(x_0))
             rows += [field for field in fields.values() if field.shape == x_0.shape]
-    rows.append(sample_stage(stage, options, weights, arrays, _noise(len(x_0))))
+    rows.append(stage.sample(options, weights, arrays, _noise(len(x_0))))
     if "masked_image" not in stage.network.cond_fields:
         return rows
     mask = random_masks(jax.random.split(jax.random.key(1), len(x_0)), x_0.shape[1], 0.0)

@@ -26,7 +26,7 @@ from unclip_jax.stages.diffusion import DiffusionStage
 from unclip_jax.stages.encoders import Encoder
 from unclip_jax.stages.operations import ErrorOptions, errors_of_stage
 from unclip_jax.stages.spaces import EmbeddingStats
-from unclip_jax.systems.system import Step, System, run_stage
+from unclip_jax.systems.system import Step, System, program_of
 from unclip_jax.training.loop import Batches
 
 STATS_EXAMPLES = 4096
@@ -107,7 +107,7 @@ def measure_system(
             for name in names:
                 options = ErrorOptions(settings=system.settings([])[name], levels=levels_of(system.stage(name)))
                 step = Step(errors_of_stage, options, {"z_i": z_i})
-                errors[name].append(np.asarray(run_stage(system, name, step, rows, noise)))
+                errors[name].append(np.asarray(program_of(system, name, step, rows, noise)()))
             report(f"measured {(i + 1) * batch_size} of {count * batch_size}")
     found = {}
     for name in names:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.parallel.layout import global_rows, num_batch_shards, shard_batch, sum_over_batch
-from unclip_jax.stages.stage import Batch, Stage
+from unclip_jax.stages.stage import Batch, Stage, StageMetrics
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.optim import clip, learning_rate, make_transform, update_ema
 from unclip_jax.training.state import State
@@ -46,7 +46,16 @@ def make_step(stage: Stage, optim: OptimConfig, *, total_steps: int, seed: int) 
     rate = learning_rate(optim, total_steps)
 
     def step(state: State, frozen: PyTree, batch: Batch) -> tuple[State, Metrics]:
-        (loss, sums), grads = _loss_and_grads(stage, optim.accumulate, seed, state, frozen, batch)
+        rows = global_rows(len(jax.tree.leaves(batch)[0]))
+        size = len(rows) * num_batch_shards()
+
+        def part(params: PyTree, rows: Int[Array, " b"], batch: Batch):
+            keys = example_keys(seed, state.step, rows)
+            per_example, values = stage.loss(params, state.ema, frozen, batch, keys)
+            return jnp.sum(per_example) / size, _sums(values)
+
+        gradient = _accumulated(jax.value_and_grad(part, has_aux=True), optim.accumulate)
+        (loss, sums), grads = sum_over_batch(gradient(state.params, rows, batch))
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -72,36 +81,35 @@ def make_step(stage: Stage, optim: OptimConfig, *, total_steps: int, seed: int) 
     return step
 
 
-def _loss_and_grads(stage: Stage, microbatches: int, seed: int, state: State, frozen: PyTree, batch: Batch):
-    """Return ((loss, {metric: (sum of value * weight, sum of weight)}), gradient of the loss) of the whole batch."""
-    rows = global_rows(len(jax.tree.leaves(batch)[0]))
-    size = len(rows) * num_batch_shards()
-    if len(rows) % microbatches:
-        raise UserError(
-            f"accumulate is {microbatches}, which does not divide the batch of {len(rows)}; choose a divisor"
+def _sums(values: StageMetrics) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
+    """Return {metric: (sum of value * weight, sum of weight)}."""
+    if taken := set(values) & set(_OWN_METRICS):
+        raise ValueError(f"the stage's metrics {sorted(taken)} have names that the step itself uses")
+    return {name: (jnp.sum(jnp.where(w > 0, v * w, 0.0)), jnp.sum(w)) for name, (v, w) in values.items()}
+
+
+def _accumulated(gradient: Callable[..., PyTree], microbatches: int) -> Callable[..., PyTree]:
+    """Return `gradient(params, rows, batch)` as a sum over microbatches, computed one after another."""
+    if microbatches == 1:
+        return gradient
+
+    def accumulated(params: PyTree, rows: Int[Array, " b"], batch: Batch) -> PyTree:
+        if len(rows) % microbatches:
+            raise UserError(
+                f"accumulate is {microbatches}, which does not divide the batch of {len(rows)}; choose a divisor"
+            )
+        # Row i goes to microbatch i mod A: dimension 0 of [B/A, A] keeps the batch's sharding, so no row moves.
+        strided = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1),
+            (rows, batch),
         )
 
-    def part(params: PyTree, rows: Int[Array, " b"], batch: Batch):
-        per_example, values = stage.loss(params, state.ema, frozen, batch, example_keys(seed, state.step, rows))
-        if taken := set(values) & set(_OWN_METRICS):
-            raise ValueError(f"the stage's metrics {sorted(taken)} have names that the step itself uses")
-        sums = {name: (jnp.sum(jnp.where(w > 0, v * w, 0.0)), jnp.sum(w)) for name, (v, w) in values.items()}
-        return jnp.sum(per_example) / size, sums
+        def add(sums, microbatch):
+            microbatch = jax.tree.map(shard_batch, microbatch)
+            return jax.tree.map(jnp.add, sums, gradient(params, *microbatch)), None
 
-    part_grad = jax.value_and_grad(part, has_aux=True)
-    if microbatches == 1:
-        return sum_over_batch(part_grad(state.params, rows, batch))
+        first = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], strided))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), first)
+        return jax.lax.scan(add, zeros, strided)[0]
 
-    # Row i goes to microbatch i mod A: dimension 0 of [B/A, A] keeps the batch's sharding, so no row moves.
-    strided = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1),
-        (rows, batch),
-    )
-
-    def accumulate(sums, microbatch):
-        microbatch = jax.tree.map(shard_batch, microbatch)
-        return jax.tree.map(jnp.add, sums, part_grad(state.params, *microbatch)), None
-
-    first = jax.eval_shape(part_grad, state.params, *jax.tree.map(lambda x: x[0], strided))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), first)
-    return sum_over_batch(jax.lax.scan(accumulate, zeros, strided)[0])
+    return accumulated

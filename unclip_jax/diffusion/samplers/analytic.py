@@ -91,7 +91,7 @@ def squared_errors(
         i, row = scanned
         t = jnp.broadcast_to(row, x_0.shape[:1])
         x_t = process.q_sample(x_0, t, noise.step(i, x_0.shape))
-        prediction, _ = process.evaluate(model_fn, x_t, t, cond)
+        prediction, _ = process.split(model_fn(*process.network_inputs(x_t, t), cond))
         error = threshold.apply(process.to_x0(prediction, x_t, t)) - x_0
         return jnp.square(error).mean(axis=tuple(range(1, x_0.ndim)))
 

@@ -81,7 +81,7 @@ def invert(
             return row["signal"] * threshold.apply(guessed_x_0) + row["sigma"] * eps
 
         def improve(i: Array, x_t: Array) -> Array:
-            prediction, _ = process.evaluate(model_fn, x_t, t, cond)
+            prediction, _ = process.split(model_fn(*process.network_inputs(x_t, t), cond))
             denoised = Denoised(threshold.apply(process.to_x0(prediction, x_t, t)), None)
             missed = x_prev - ddim.update(ddim.start(x_t), denoised, row, jnp.zeros_like(x_t)).x
             # One loop for both, so that the program holds the network once.

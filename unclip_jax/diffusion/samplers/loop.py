@@ -93,7 +93,7 @@ def sample(
     def step(carry: Carry, scanned):
         i, index, row = scanned
         x_t, t = carry.x, jnp.broadcast_to(index, shape[:1])
-        prediction, variance_channels = process.evaluate(model_fn, x_t, t, cond)
+        prediction, variance_channels = process.split(model_fn(*process.network_inputs(x_t, t), cond))
         x_0 = threshold.apply(process.to_x0(prediction, x_t, t))
         z = noise.step(i, shape) if sampler.is_stochastic else jnp.zeros(shape, jnp.float32)
         carry = sampler.update(carry, Denoised(x_0, variance_channels), row, z)

@@ -98,7 +98,7 @@ def repaint(
     def step(x_t: Array, scanned):
         i, index, row = scanned
         t = jnp.broadcast_to(index, shape[:1])
-        prediction, variance_channels = process.evaluate(model_fn, x_t, t, cond)
+        prediction, variance_channels = process.split(model_fn(*process.network_inputs(x_t, t), cond))
         x_0 = threshold.apply(process.to_x0(prediction, x_t, t))
         own, around, again = (noise.step(DRAWS * i + draw, shape) for draw in range(DRAWS))
         x_prev = sampler.update(sampler.start(x_t), Denoised(x_0, variance_channels), row, own).x
