@@ -17,7 +17,7 @@ ROOMS = tuple(f"{ROOT / folder}/" for folder in ("unclip_jax", "train", "sample"
 MOST_FRAMES, MOST_FILES = 10, 6
 
 
-class Reached(Exception):
+class ReachedError(Exception):
     """The network was called."""
 
 
@@ -33,7 +33,7 @@ def way(monkeypatch):
                 frames.append((frame.f_code.co_filename, frame.f_code.co_name))
             frame = frame.f_back
         frames.append((frame.f_code.co_filename, "main"))
-        raise Reached
+        raise ReachedError
 
     monkeypatch.setattr(UNetSpec, "apply", apply)
     return frames
@@ -41,7 +41,7 @@ def way(monkeypatch):
 
 def test_from_a_caption(way, tiny_folder, tmp_path):
     out = ["--out", tmp_path / "x.png", "--decoder.guidance-scale", 3]
-    with pytest.raises(Reached):
+    with pytest.raises(ReachedError):
         call(text_to_image, "a red circle", "--bundle", tiny_folder, *out)
     assert len(way) <= MOST_FRAMES, way
     # Guidance, which a request may leave out, is a file of its own.
@@ -50,7 +50,7 @@ def test_from_a_caption(way, tiny_folder, tmp_path):
 
 def test_from_a_batch(way, tiny_folder, tmp_path):
     run = ["--run.workdir", tmp_path / "run", "--run.steps", 1]
-    with pytest.raises(Reached):
+    with pytest.raises(ReachedError):
         call(decoder, "tiny", "--clip", tiny_folder, *run)
     assert len(way) <= MOST_FRAMES, way
     assert len({file for file, _ in way}) <= MOST_FILES, way
