@@ -1,7 +1,14 @@
-"""Checks that the parts of a system fit each other, and weights their spec."""
+"""Checks that the parts of a system fit each other, weights their spec, and files what was written."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
+import xxhash
+
+from unclip_jax.bundle.config import BundleConfig
+from unclip_jax.core.digests import Altered, compared
 from unclip_jax.core.errors import UserError
 from unclip_jax.stages.diffusion import DiffusionStage
 from unclip_jax.systems.system import System
@@ -37,6 +44,22 @@ def check_fit(system: System) -> None:
         stage = system.stages[name]
         if isinstance(stage, DiffusionStage):
             settings.check(f"sampling of {name}", stage.process)
+
+
+@contextmanager
+def as_written(folder: Path, config: BundleConfig, parts: Collection[str]) -> Iterator[None]:
+    """Compare what the body reads, the weights of `parts` and all that is small, with what was written.
+
+    Raises UserError, naming the file that was altered.
+    """
+    # Bundles of version 0.1 have the slower sha256 alone.
+    algorithm, known = (xxhash.xxh3_128, config.digests) if config.digests else (hashlib.sha256, config.files)
+    unread = {f"{name}.safetensors" for name in (*config.encoders, *config.stages) if name not in parts}
+    try:
+        with compared({folder / name: known[name] for name in known if name not in unread}, algorithm):
+            yield
+    except Altered as error:
+        raise UserError(f"{error}; copy the bundle again") from error
 
 
 def check_tensors(where: str, found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> None:

@@ -1,7 +1,6 @@
 """A bundle's folder: written whole or not at all, and checked against its specs when read."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import shutil
@@ -9,20 +8,22 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unclip_jax.bundle import format_1
-from unclip_jax.bundle.check import check_fit, check_tensors
+from unclip_jax.bundle.check import as_written, check_fit, check_tensors
 from unclip_jax.bundle.config import FORMAT, BundleConfig, EncoderConfig, StageConfig
 from unclip_jax.bundle.safetensors_file import Stored, open_safetensors, shapes_in, write_safetensors
 from unclip_jax.core.config import suggest
+from unclip_jax.core.digests import file_digest
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.files import atomic_write
 from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.samplers import X0Variance
 from unclip_jax.models.base import Network
-from unclip_jax.models.parameters import flatten, identity, unflatten
+from unclip_jax.models.parameters import check_finite, flatten, identity, unflatten
 from unclip_jax.stages.diffusion import DiffusionStage
 from unclip_jax.stages.encoders import Encoder
 from unclip_jax.stages.spaces import EmbeddingStats
@@ -79,8 +80,10 @@ def save(system: System, folder: str | Path, *, dtype: StoredDtype = "float32", 
             write_safetensors(draft / f"{name}.safetensors", tensors)
         if system.basis is not None and "clip" in system.encoders:
             _write_basis(draft / BASIS, system.basis)
-        paths = sorted(path for path in draft.rglob("*") if path.is_file())
-        _write_config(draft, _config(system, {path.relative_to(draft).as_posix(): _sha256(path) for path in paths}))
+        paths = {path.relative_to(draft).as_posix(): path for path in sorted(draft.rglob("*")) if path.is_file()}
+        config = _config(system, {name: _sha256(path) for name, path in paths.items()})
+        digests = {name: file_digest(path) for name, path in paths.items()}
+        _write_config(draft, dataclasses.replace(config, digests=digests))
         return _sha256(draft / CONFIG)
 
 
@@ -100,8 +103,8 @@ def load(
         weights: False checks the files as always but reads no weights.
 
     Raises:
-        UserError: if there is no such bundle or part, if a file is missing or damaged, if its tensors are not
-            exactly those of the spec, or if parts do not fit each other.
+        UserError: if there is no such bundle or part, if a file is missing, damaged or not as it was written, if its
+            tensors are not exactly those of the spec, or not finite, or if parts do not fit each other.
     """
     folder = find(name_or_folder)
     config = _read_config(folder)
@@ -109,6 +112,12 @@ def load(
     for name in parts or ():
         if name not in names:
             raise UserError(f"bundle {config.name} has no part {name}; {suggest(name, names)}")
+    wanted = [name for name in names if parts is None or name in parts]
+    with as_written(folder, config, wanted if weights else ()):
+        return _load(folder, config, wanted, dtype, weights)
+
+
+def _load(folder: Path, config: BundleConfig, wanted: Collection[str], dtype: Any, weights: bool) -> System:
     tokenizer = None
     if config.tokenizer_identity is not None:
         tokenizer = Tokenizer.from_file(folder / TOKENIZER)
@@ -118,7 +127,7 @@ def load(
     check_fit(system)
     params, stats, basis = {}, None, None
     for name, network in system.networks.items():
-        if parts is not None and name not in parts:
+        if name not in wanted:
             continue
         path = folder / f"{name}.safetensors"
         params[name] = _read_params(network, path, dtype, weights)
@@ -193,7 +202,8 @@ def add_statistics(folder: Path, basis: Basis, x0_variance: dict[str, X0Variance
         shutil.copytree(folder, draft)
         _write_basis(draft / BASIS, basis)
         files = config.files | {BASIS: _sha256(draft / BASIS)}
-        _write_config(draft, dataclasses.replace(config, stages=stages, files=files))
+        digests = config.digests | {BASIS: file_digest(draft / BASIS)} if config.digests else {}
+        _write_config(draft, dataclasses.replace(config, stages=stages, files=files, digests=digests))
         return _sha256(draft / CONFIG)
 
 
@@ -258,8 +268,9 @@ def _read_stats(path: Path, network: Network) -> EmbeddingStats:
         found = {name: shape for name, shape in shapes_in(file).items() if name.startswith(STATS)}
         shape = (network.shared_sizes()["embed_dim"],)
         check_tensors(str(path), found, {f"{STATS}mean": shape, f"{STATS}std": shape})
-        mean, std = (jnp.asarray(file.get_tensor(f"{STATS}{name}")) for name in ("mean", "std"))
-    return EmbeddingStats(mean=mean, std=std)
+        stats = {name: file.get_tensor(name) for name in found}
+    check_finite(str(path), stats)
+    return EmbeddingStats(**{name.removeprefix(STATS): jnp.asarray(value) for name, value in stats.items()})
 
 
 def _write_basis(path: Path, basis: Basis) -> None:
@@ -271,7 +282,9 @@ def _read_basis(path: Path, network: Network) -> Basis:
         found = shapes_in(file)
         count, width = found.get("components", (0,))[0], network.shared_sizes()["embed_dim"]
         check_tensors(str(path), found, {"mean": (width,), "components": (count, width), "variance": (count,)})
-        return Basis(**{name: jnp.asarray(file.get_tensor(name)) for name in found})
+        basis = {name: file.get_tensor(name) for name in found}
+    check_finite(str(path), basis)
+    return Basis(**{name: jnp.asarray(value) for name, value in basis.items()})
 
 
 def _read_params(network: Network, path: Path, dtype: Any, weights: bool) -> Params:
@@ -280,9 +293,14 @@ def _read_params(network: Network, path: Path, dtype: Any, weights: bool) -> Par
         check_tensors(str(path), found, _shapes(network))
         if not weights:
             return {}
-        # Converted on the host: on the device every shape would be one more program to compile.
-        convert = functools.partial(np.ndarray.astype, dtype=jnp.dtype(dtype), copy=False)
-        return unflatten({name: jnp.asarray(convert(file.get_tensor(name))) for name in found})
+        return unflatten({name: _read_tensor(path, name, file, jnp.dtype(dtype)) for name in found})
+
+
+def _read_tensor(path: Path, name: str, file: Any, dtype: np.dtype) -> jax.Array:
+    # Converted on the host: on the device every shape would be one more program to compile.
+    value = file.get_tensor(name).astype(dtype, copy=False)
+    check_finite(str(path), {name: value})
+    return jnp.asarray(value)
 
 
 def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
@@ -290,5 +308,4 @@ def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path, hashlib.sha256)

@@ -1,12 +1,14 @@
 """Trees of parameters: flat names, counts, and identities of weights."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
 
+from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
 
 
@@ -23,6 +25,26 @@ def unflatten(tensors: dict[str, Any]) -> Params:
 def parameter_count(params: Params) -> int:
     """Return the number of scalars in a tree of arrays or of shapes."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def check_finite(where: str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuse numbers that are not finite; `where` is the file or the checkpoint.
+
+    Raises UserError, naming the first tensor that holds one.
+    """
+    for name, value in tensors.items():
+        if not _is_finite(value):
+            raise UserError(f"{where}: tensor {name} is not finite; take other weights, those of an earlier checkpoint")
+
+
+def _is_finite(value: np.ndarray) -> bool:
+    if value.dtype in (np.float32, np.float64):
+        flat = value.reshape(-1)
+        with np.errstate(all="ignore"):
+            # One pass at the speed of memory. Squares cancel nothing, and only huge ones overflow by themselves.
+            if np.isfinite(np.dot(flat, flat)):
+                return True
+    return bool(np.isfinite(value).all())
 
 
 def identity(params: Params) -> str:
