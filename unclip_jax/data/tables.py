@@ -16,8 +16,8 @@ import reprlib
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from unclip_jax.core.typing import Json, JsonDict
 from unclip_jax.core.unicode import fault
 from unclip_jax.images.files import IMAGE_SUFFIXES
 
@@ -88,7 +88,7 @@ def _json_rows(lines: list[str]) -> Iterator[Row]:
             yield Row(line=number, fault="is not a JSON object; write one a line")
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _distinct(pairs: list[tuple[str, Json]]) -> JsonDict:
     cells = dict(pairs)
     if len(cells) < len(pairs):
         raise ValueError("it has a key twice")
@@ -164,7 +164,7 @@ def _reads_like_a_row(line: str, header: list[str]) -> bool:
     )
 
 
-def _row(line: int, cells: dict[str, Any]) -> Row:
+def _row(line: int, cells: JsonDict) -> Row:
     """Return a row of cells by column, checked; None is what JSON's null and an empty cell are."""
     file_name = cells.get("file_name")
     if not isinstance(file_name, str):
@@ -173,11 +173,12 @@ def _row(line: int, cells: dict[str, Any]) -> Row:
     if column is None:
         return Row(line=line, file_name=file_name, fault="has no text (or caption)")
     given = cells[column]
-    captions = given if isinstance(given, list) else [given]
-    if not all(isinstance(caption, str) for caption in captions):
+    several = given if isinstance(given, list) else [given]
+    captions = tuple(caption for caption in several if isinstance(caption, str))
+    if len(captions) < len(several):
         found = f"has {reprlib.repr(given)} as its {column}, not a string or a list of them"
         return Row(line=line, file_name=file_name, fault=found)
-    return Row(line=line, file_name=file_name, captions=tuple(captions), fault=caption_fault(column, captions))
+    return Row(line=line, file_name=file_name, captions=captions, fault=caption_fault(column, captions))
 
 
 def caption_fault(name: str, captions: Sequence[str]) -> str | None:
