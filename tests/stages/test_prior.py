@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import functools
 from unittest import mock
@@ -10,6 +11,7 @@ import pytest
 from tests import tiny
 from tests.stages.examples import BATCH, conditions, encoders, example, keys, with_condition, with_network
 from tests.stages.test_diffusion import assert_share
+from unclip_jax.core.errors import UserError
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.models.prior import PriorSpec
@@ -27,11 +29,11 @@ def embeddings():
     return encoders()[0](jnp.asarray(tiny.batch(MEASURED, sizes=(16,))["image_16"]))
 
 
-def measured(monkeypatch, normalise):
+def measured(monkeypatch, normalise, source=None, encoder=None):
     monkeypatch.setattr(statistics, "STATS_EXAMPLES", MEASURED)
     spec = BatchSpec(batch_size=16, sizes=(16,), context=tiny.CONTEXT)
-    run = functools.partial(batches, tiny.records(), tiny.tokenizer(), spec)
-    return measure_stats(tiny.system().encoder("clip"), lambda step: run(start_step=step), normalise)
+    run = functools.partial(batches, source or tiny.records(), tiny.tokenizer(), spec)
+    return measure_stats(encoder or tiny.system().encoder("clip"), lambda step: run(start_step=step), normalise)
 
 
 def test_whitening(monkeypatch, embeddings):
@@ -50,6 +52,30 @@ def test_scaling(monkeypatch, embeddings):
     np.testing.assert_allclose(np.mean(np.square(stats.normalise(embeddings))), 1, rtol=1e-5)
     # Of unit vectors.
     np.testing.assert_allclose(stats.std, 1 / np.sqrt(embeddings.shape[1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_whitening_one_picture(monkeypatch, capsys, copies):
+    source = tiny.records()[:1] * copies
+    stats = measured(monkeypatch, "whiten", source)
+    assert "z_i is the same for all 48 examples measured in 16 of 16 dimensions" in capsys.readouterr().err
+    with contextlib.closing(
+        batches(source, tiny.tokenizer(), BatchSpec(batch_size=BATCH, sizes=(16,), context=48))
+    ) as run:
+        batch = jax.tree.map(jnp.asarray, next(run))
+    z_i = encoders()[0](batch["image_16"])
+    assert np.abs(stats.normalise(z_i)).max() < 0.1
+    np.testing.assert_allclose(stats.denormalise(jnp.ones_like(z_i)), z_i, atol=1e-4)
+    stage, params, frozen, _ = example("prior")
+    assert np.isfinite(jax.jit(stage.loss)(params, params, frozen | {"stats": stats}, batch, keys())[0]).all()
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan])
+def test_embeddings_that_say_nothing_are_refused(monkeypatch, bad):
+    clip = tiny.system().encoder("clip")
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, bad), clip.params)
+    with pytest.raises(UserError, match="have the mean square .*; give another --clip"):
+        measured(monkeypatch, "whiten", encoder=dataclasses.replace(clip, params=params))
 
 
 def test_cosines_of_a_prior_that_repeats_z_t():

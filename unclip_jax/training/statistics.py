@@ -1,10 +1,12 @@
 """Statistics of z_i over training data, before a prior trains and for a bundle once it has.
 
 (1) mean, std of every dimension ("whiten"), or 0 and the root of the mean square over all of them ("scale", the paper)
+(2) std >= 1e-5 root of the mean square: z_i of one picture, or of its copies, has no deviation that could be divided by
 """
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -31,12 +33,17 @@ from unclip_jax.training.loop import Batches
 
 STATS_EXAMPLES = 4096
 """A deviation over so many examples is off by 1 % (1 / sqrt(2 n))."""
+LEAST_STD = 1e-5
+"""Of equation (2); a hundred times what float32 rounds z_i by."""
 LEVELS = 50
 """Noise levels at which a network is measured: the statistic is smooth, and interpolated between them."""
 
 
 def measure_stats(encoder: Encoder, batches_of: Batches, normalise: Literal["whiten", "scale"]) -> EmbeddingStats:
-    """Measure equation (1) over the first examples of a run, those of all hosts."""
+    """Measure equations (1) and (2) over the first examples of a run, those of all hosts; say where (2) was needed.
+
+    Raises UserError for embeddings that are all 0 or not finite.
+    """
     size = encoder.clip.image_tower.image_size
     encode = jax.jit(encoder.clip.encode_image)
     embeddings: list[np.ndarray] = []
@@ -45,10 +52,18 @@ def measure_stats(encoder: Encoder, batches_of: Batches, normalise: Literal["whi
             own = np.asarray(encode(encoder.params, to_float(next(iterator)[f"image_{size}"])))
             embeddings.append(gather_rows(own))
     z_i = np.concatenate(embeddings).astype(np.float64)
+    scale = np.sqrt(np.mean(z_i**2))
+    if not 0 < scale < np.inf:
+        raise UserError(f"the CLIP's embeddings of the pictures have the mean square {scale**2:g}; give another --clip")
     if normalise == "scale":
-        mean, std = np.zeros(z_i.shape[1]), np.full(z_i.shape[1], np.sqrt(np.mean(z_i**2)))
+        mean, std = np.zeros(z_i.shape[1]), np.full(z_i.shape[1], scale)
     else:
         mean, std = z_i.mean(0), z_i.std(0)
+    least = LEAST_STD * scale
+    if (flat := np.sum(std < least)) and jax.process_index() == 0:
+        found = f"z_i is the same for all {len(z_i)} examples measured in {flat} of {z_i.shape[1]} dimensions"
+        print(f"{found}: their deviation is set to {least:.2g}, and only their mean is learnt", file=sys.stderr)
+    std = np.maximum(std, least)
     return EmbeddingStats(mean=jnp.asarray(mean, jnp.float32), std=jnp.asarray(std, jnp.float32))
 
 
