@@ -53,6 +53,8 @@ def main() -> None:
     compilation_cache.enable()
     system = store.load(options.bundle)
     source = open_source(options.data, "train", options.data_dir)
+    if len(source) < options.examples:
+        print(f"{len(source)} images are there, so {options.examples} examples repeat them", file=sys.stderr)
     sizes = {"num_examples": options.examples, "batch_size": options.batch_size, "seed": options.seed}
     z_i, x0_variance = measure_system(system, source, **sizes, report=lambda line: print(line, file=sys.stderr))
     basis = fit_basis(z_i, options.components)

@@ -69,6 +69,24 @@ def test_subfolders_are_splits_and_do_not_mix(write, tmp_path):
     assert [open_source(folder, split, tmp_path)[0].name for split in ("train", "test")] == ["a.png", "b.png"]
 
 
+def test_what_a_split_does_not_read_is_said(write, tmp_path, capsys):
+    folder = write("train/a.png")
+    open_source(folder, "train", tmp_path)
+    assert capsys.readouterr().err == ""
+    for name in ("test/b.png", "val/c.png", "d.png", ".hidden/e.png"):
+        write(name)
+    (folder / "metadata.csv").write_text("file_name,text\ntrain/a.png,a\n")
+    open_source(folder, "train", tmp_path)
+    line = f"{folder}: train/ alone is read, not test/, val/, metadata.csv, 1 images beside it\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_validation_set_that_is_trained_on_is_said(write, tmp_path, capsys):
+    write("val/a.png")
+    assert len(open_source(write("b.png"), "train", tmp_path)) == 2
+    assert "has no train/, so all of it is read, and val/ too\n" in capsys.readouterr().err
+
+
 def test_options_reach_the_folder(write, tmp_path):
     folder = write("a.png")
     (folder / "a.txt").unlink()

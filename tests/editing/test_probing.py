@@ -19,3 +19,13 @@ def test_probing_is_coarse_to_fine():
     with pytest.raises(UserError, match="3 embeddings of 8 numbers have 2 components"):
         fit_basis(np.asarray(z_i[:3]), 5)
     assert fit_basis(np.asarray(z_i), 3).components.shape == (3, 8)
+
+
+def test_copies_have_no_components_of_their_own():
+    z_i = np.random.default_rng(0).standard_normal((4, 8), np.float32)
+    copies = np.tile(z_i, (16, 1)) * np.float32(1 + 1e-7)
+    assert fit_basis(copies).components.shape == (3, 8)
+    with pytest.raises(UserError, match="64 embeddings of 8 numbers have 3 components; give more images, or ask less"):
+        fit_basis(copies, 4)
+    with pytest.raises(UserError, match="64 embeddings of 8 numbers have 0 components; give more images"):
+        fit_basis(np.tile(z_i[:1], (64, 1)))

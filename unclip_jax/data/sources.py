@@ -1,5 +1,6 @@
 """Opening a source of records by the name of a data set, or a folder."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,15 @@ import numpy as np
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.extras import needs
+from unclip_jax.core.unicode import printable
 from unclip_jax.data.folder import FolderSource
 from unclip_jax.data.records import Record, Source
+from unclip_jax.data.tables import TABLES
+from unclip_jax.images.files import IMAGE_SUFFIXES
 from unclip_jax.images.transforms import read_image
+
+HELD_OUT = ("val", "valid", "validation", "dev")
+"""Names of folders that are not meant for training."""
 
 
 class ShapesSource:
@@ -52,7 +59,7 @@ def open_source(name_or_folder: str | Path, split: str, data_dir: str | Path, **
 
     Args:
         name_or_folder: "captioned_shapes", or a folder. A folder with subfolders `train` and `test` has these
-            splits; one without is all "train".
+            splits; one without is all "train". What is not read of it is said.
         split: "train" or "test" of a folder; for captioned_shapes see `ShapesSource`.
         data_dir: where datasets with a name are kept.
         options: passed on to `ShapesSource` or `FolderSource`.
@@ -67,7 +74,20 @@ def open_source(name_or_folder: str | Path, split: str, data_dir: str | Path, **
         raise UserError(f"no dataset {str(name_or_folder)!r}; give captioned_shapes or a folder of images")
     splits = [name for name in ("train", "test") if (folder / name).is_dir()]
     if not splits and split == "train":
+        if others := [f"{name}/" for name in HELD_OUT if (folder / name).is_dir()]:
+            print(f"{folder} has no train/, so all of it is read, and {', '.join(others)} too", file=sys.stderr)
         return FolderSource(folder, **options)
     if split not in splits:
         raise UserError(f"{folder} has no split {split!r}; put its images into the folder {folder / split}")
+    if unread := _unread(folder, split):
+        print(f"{folder}: {split}/ alone is read, not {', '.join(unread)}", file=sys.stderr)
     return FolderSource(folder / split, **options)
+
+
+def _unread(folder: Path, split: str) -> list[str]:
+    """Return what a split leaves unread of its folder: other folders, images and tables."""
+    others = sorted(each for each in folder.iterdir() if each.name != split and not each.name.startswith("."))
+    folders = [f"{printable(each.name)}/" for each in others if each.is_dir()]
+    tables = [each.name for each in others if each.name in TABLES]
+    images = sum(each.name.lower().endswith(IMAGE_SUFFIXES) for each in others if not each.is_dir())
+    return [*folders, *tables, *([f"{images} images beside it"] if images else [])]

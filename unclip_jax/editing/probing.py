@@ -16,19 +16,22 @@ from unclip_jax.core.npz import read_npz
 from unclip_jax.systems.basis import Basis
 from unclip_jax.systems.system import System
 
+RANK = 1e-6
+"""Least singular value of a component, as a share of the norm of all embeddings; ten times what float32 rounds off."""
+
 
 def fit_basis(z_i: Float[np.ndarray, "n d"], num_components: int | None = None) -> Basis:
-    """Fit the basis of equation (1), in float64; all min(n - 1, d) components by default.
+    """Fit the basis of equation (1), in float64; by default all components, min(n - 1, d) where no image repeats others.
 
-    Raises UserError for fewer than two embeddings, or fewer than components that are asked for.
+    Raises UserError for embeddings that are all the same, or have fewer components than are asked for.
     """
     n, d = z_i.shape
-    most = min(n - 1, d)
-    if most < 1 or (num_components is not None and not 1 <= num_components <= most):
-        raise UserError(f"{n} embeddings of {d} numbers have {max(most, 0)} components; give more images, or ask less")
     z = z_i.astype(np.float64)
     mean = z.mean(axis=0)
     _, singular, components = np.linalg.svd(z - mean, full_matrices=False)
+    most = int(np.sum(singular[: n - 1] > RANK * np.linalg.norm(z)))
+    if most < 1 or (num_components is not None and not 1 <= num_components <= most):
+        raise UserError(f"{n} embeddings of {d} numbers have {most} components; give more images, or ask less")
     keep = num_components or most
     return Basis(
         mean=jnp.asarray(mean, jnp.float32),

@@ -18,7 +18,7 @@ from unclip_jax.data.config import RESUMABLE_DATA_FIELDS
 from unclip_jax.data.pipeline import BatchSpec
 from unclip_jax.data.sources import Source
 from unclip_jax.text.tokenizer import Tokenizer
-from unclip_jax.training import loop
+from unclip_jax.training import loop, remarks
 from unclip_jax.training.checkpoint import Meta, newest_meta
 from unclip_jax.training.encoders import FrozenEncoder, load_start
 from unclip_jax.training.preview import make_preview
@@ -43,6 +43,7 @@ def train(config: Config) -> State:
     config = config.fitted(networks, tokenizer)
     stage, spec = config.stage(), config.batch(networks)
     stage.check()
+    remarks.say(remarks.of_sizes(stage, spec, len(source), config.optim.accumulate))
 
     def batches_of(spec: BatchSpec, start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
         processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -77,7 +78,7 @@ def train(config: Config) -> State:
     return loop.train(
         stage,
         frozen,
-        lambda step: batches_of(spec, step),
+        lambda step: remarks.remarked(batches_of(spec, step), stage, spec, len(source)),
         optim=config.optim,
         run=config.run,
         meta=meta,
