@@ -21,7 +21,7 @@ RANK = 1e-6
 
 
 def fit_basis(z_i: Float[np.ndarray, "n d"], num_components: int | None = None) -> Basis:
-    """Fit the basis of equation (1), in float64; by default all components, min(n - 1, d) where no image repeats others.
+    """Fit the basis of equation (1), in float64; by default all components, min(n - 1, d) where no image is repeated.
 
     Raises UserError for embeddings that are all the same, or have fewer components than are asked for.
     """
