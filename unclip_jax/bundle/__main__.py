@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from typing import Any
 
 import tyro
 
@@ -11,6 +10,7 @@ from unclip_jax.core import command_line
 from unclip_jax.core.config import to_json
 from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.core.program import as_typed, program
+from unclip_jax.core.typing import JsonDict
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.parameters import parameter_count
 from unclip_jax.stages.settings import SamplingSettings
@@ -60,7 +60,7 @@ def info(name_or_folder: str) -> None:
     print("checks       every file as written, every tensor as the specs say, parts fit each other")
 
 
-def _worth_telling(settings: SamplingSettings) -> dict[str, Any]:
+def _worth_telling(settings: SamplingSettings) -> JsonDict:
     """Return the steps of a stage's sampling, and whatever is not the default."""
     default = to_json(SamplingSettings())
     return {key: value for key, value in to_json(settings).items() if key == "steps" or value != default[key]}

@@ -1,11 +1,11 @@
 """config.json, format 2; `digest` is that of all the rest of it."""
 
 import dataclasses
-from typing import Any
 
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.digests import json_digest
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import JsonDict
 from unclip_jax.models.base import Network
 from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.stages.stage import Stage
@@ -48,13 +48,13 @@ class BundleConfig:
     files: dict[str, str]
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def write(self) -> dict[str, Any]:
+    def write(self) -> JsonDict:
         """Return the content of config.json."""
         data = {"format": FORMAT, **to_json(self)}
         return data | {DIGEST: json_digest(data)}
 
     @classmethod
-    def read(cls, data: dict[str, Any], path: str) -> "BundleConfig":
+    def read(cls, data: dict[str, object], path: str) -> "BundleConfig":
         """Return the inverse of `write`; UserError for anything else."""
         fields = {name: value for name, value in data.items() if name != DIGEST}
         config = from_json(cls, {name: value for name, value in fields.items() if name != "format"}, path)

@@ -50,7 +50,7 @@ class Config:
     files: dict[str, str]
 
 
-def read(data: Any, path: str) -> BundleConfig:
+def read(data: object, path: str) -> BundleConfig:
     """Translate a config of format 1 to the current one; UserError for anything else."""
     old = from_json(Config, data, path)
     encoders, stages = {}, {}

@@ -10,17 +10,17 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import HasShape
 
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def open_safetensors(path: Path, owner: str) -> Any:
+def open_safetensors(path: Path, owner: str) -> safe_open:
     """Open the library's reader; UserError if the file of that `owner` ("the bundle") is missing or damaged."""
     try:
         return safe_open(path, framework="np")
@@ -30,20 +30,20 @@ def open_safetensors(path: Path, owner: str) -> Any:
         raise UserError(f"{path} is damaged ({error}); copy {owner} again") from error
 
 
-def shapes_in(file: Any) -> dict[str, tuple[int, ...]]:
+def shapes_in(file: safe_open) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor of an open file, by name."""
-    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor on its way to disk: `value` is whatever `np.asarray` takes, and is read once.
+    """A tensor on its way to disk: `value` is read once.
 
     `name` is what errors call it.
     """
 
     dtype: np.dtype
-    value: Any
+    value: HasShape
     name: str = "a tensor"
 
     def numbers(self) -> np.ndarray:
@@ -63,7 +63,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Stored], framework: str 
 
     `framework` is what the header says of who reads it; transformers insists on "pt".
     """
-    header: dict[str, Any] = {"__metadata__": {"format": framework}}
+    header: dict[str, object] = {"__metadata__": {"format": framework}}
     end = 0
     # Wide numbers first, as the format's own library does, so that each tensor begins at a multiple of its width.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
@@ -79,5 +79,5 @@ def write_safetensors(path: Path, tensors: Mapping[str, Stored], framework: str 
         file.write(text)
         for name in order:
             numbers = tensors[name].numbers()
-            assert list(numbers.shape) == header[name]["shape"], name
+            assert numbers.shape == tuple(tensors[name].value.shape), name
             numbers.tofile(file)

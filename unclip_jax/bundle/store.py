@@ -6,11 +6,13 @@ import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from safetensors import safe_open
 
 from unclip_jax.bundle import format_1
 from unclip_jax.bundle.check import as_written, check_fit, check_tensors
@@ -91,7 +93,7 @@ def load(
     name_or_folder: str | Path,
     *,
     parts: Collection[str] | None = None,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     weights: bool = True,
 ) -> System:
     """Read a bundle, weights straight from the mapped files into arrays on the default device.
@@ -117,7 +119,7 @@ def load(
         return _load(folder, config, wanted, dtype, weights)
 
 
-def _load(folder: Path, config: BundleConfig, wanted: Collection[str], dtype: Any, weights: bool) -> System:
+def _load(folder: Path, config: BundleConfig, wanted: Collection[str], dtype: DTypeLike, weights: bool) -> System:
     tokenizer = None
     if config.tokenizer_identity is not None:
         tokenizer = Tokenizer.from_file(folder / TOKENIZER)
@@ -287,7 +289,7 @@ def _read_basis(path: Path, network: Network) -> Basis:
     return Basis(**{name: jnp.asarray(value) for name, value in basis.items()})
 
 
-def _read_params(network: Network, path: Path, dtype: Any, weights: bool) -> Params:
+def _read_params(network: Network, path: Path, dtype: DTypeLike, weights: bool) -> Params:
     with open_safetensors(path, "the bundle") as file:
         found = {name: shape for name, shape in shapes_in(file).items() if not name.startswith(STATS)}
         check_tensors(str(path), found, _shapes(network))
@@ -296,7 +298,7 @@ def _read_params(network: Network, path: Path, dtype: Any, weights: bool) -> Par
         return unflatten({name: _read_tensor(path, name, file, jnp.dtype(dtype)) for name in found})
 
 
-def _read_tensor(path: Path, name: str, file: Any, dtype: np.dtype) -> jax.Array:
+def _read_tensor(path: Path, name: str, file: safe_open, dtype: np.dtype) -> jax.Array:
     # Converted on the host: on the device every shape would be one more program to compile.
     value = file.get_tensor(name).astype(dtype, copy=False)
     check_finite(str(path), {name: value})

@@ -35,7 +35,7 @@ def file_digest(path: Path, algorithm: Algorithm = xxhash.xxh3_128) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def json_digest(data: Any) -> str:
+def json_digest(data: object) -> str:
     """Return the digest of what JSON says, however it is written down."""
     return xxhash.xxh3_128_hexdigest(json.dumps(data, sort_keys=True).encode())
 

@@ -22,6 +22,14 @@ JsonDict: TypeAlias = dict[str, Json]
 
 
 @runtime_checkable
+class HasShape(Protocol):
+    """What `np.asarray` reads: an array of any library, or one that is still in a file. The shape of one, as well."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+@runtime_checkable
 class DataclassInstance(Protocol):
     """An instance of any dataclass."""
 

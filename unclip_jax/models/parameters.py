@@ -2,22 +2,27 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.typing import Params
+from unclip_jax.core.typing import HasShape, Params
 
 
-def flatten(params: Params) -> dict[str, Any]:
+def flatten(params: Params) -> dict[str, HasShape]:
     """Flatten nested parameters to a/b/kernel: array."""
-    return traverse_util.flatten_dict(params, sep="/")
+    flat: dict[str, HasShape] = {}
+    for name, value in params.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{key}": leaf for key, leaf in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
-def unflatten(tensors: dict[str, Any]) -> Params:
+def unflatten(tensors: Mapping[str, HasShape]) -> Params:
     """Invert `flatten`."""
     return traverse_util.unflatten_dict(tensors, sep="/")
 
