@@ -44,11 +44,16 @@ class DataConfig:
 
     def open(self, *, captions: bool) -> Source:
         """Open the source of records; raise UserError where there is none, or too much of it is broken."""
-        if self.source == "captioned_shapes":
-            options = {"resolution": self.resolution, "num_train": self.num_train}
-        else:
-            options = {"max_bad_share": self.max_bad_share, "min_side": self.min_side, "captions": captions}
-        return open_source(self.source, self.split, self.data_dir, **options)
+        return open_source(
+            self.source,
+            self.split,
+            self.data_dir,
+            resolution=self.resolution,
+            num_train=self.num_train,
+            max_bad_share=self.max_bad_share,
+            min_side=self.min_side,
+            captions=captions,
+        )
 
     def batch_spec(
         self,

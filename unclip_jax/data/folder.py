@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -88,7 +87,7 @@ class FolderSource:
         image = read_image(self._folder / name)
         return Record(image=np.array(image), captions=self._captions[index], name=name)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, int | dict[str, str]]:
         """Report what was taken and what was left out: {"images": int, "bad": {image or row: reason}}."""
         return {"images": len(self), "bad": dict(sorted(self._bad.items()))}
 

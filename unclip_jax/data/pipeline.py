@@ -8,10 +8,10 @@
 A run's cursor is therefore its step: starting at step N gives what an uninterrupted run would have read.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Generator
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -116,17 +116,15 @@ def batches(
     if num_workers:
         _mark_flags_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    return _iterate(dataset, shared_memory=num_workers > 0)
+    whole = dataset
 
+    def generate() -> Generator[dict[str, np.ndarray], None, None]:
+        with contextlib.closing(iter(whole)) as iterator:
+            for batch in iterator:
+                # Shared memory of the workers complains when the program ends while somebody holds a batch.
+                yield {key: np.array(value) for key, value in batch.items()} if num_workers else batch
 
-def _iterate(dataset: Any, *, shared_memory: bool) -> Generator[dict[str, np.ndarray], None, None]:
-    iterator = iter(dataset)
-    try:
-        for batch in iterator:
-            # Shared memory of the workers complains when the program ends while somebody holds a batch.
-            yield {key: np.array(value) for key, value in batch.items()} if shared_memory else batch
-    finally:
-        iterator.close()
+    return generate()
 
 
 def _example(

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,17 +24,17 @@ class ShapesSource:
     Args:
         data_dir: folder that TFDS keeps its datasets in.
         split: "train", "test_seen", "test_unseen" or a slice such as "train[:1000]".
-        options: sizes of the dataset where it has to be made; see `captioned_shapes.prepare`.
+        resolution, num_train, num_test: of the dataset where it has to be made; see `captioned_shapes.prepare`.
     """
 
-    def __init__(self, data_dir: str | Path, split: str, **options: Any):
+    def __init__(self, data_dir: str | Path, split: str, *, resolution: int, num_train: int, num_test: int):
         # Imported here because TFDS takes a second, which a folder of images need not wait for.
         with needs("data"):
             import tensorflow_datasets as tfds
 
             from unclip_jax.data.captioned_shapes import builder as captioned_shapes
 
-        builder = captioned_shapes.prepare(data_dir, **options)
+        builder = captioned_shapes.prepare(data_dir, resolution, num_train, num_test)
         try:
             raw = {"image": tfds.decode.SkipDecoding()}
             self._records = builder.as_data_source(split, decoders=raw)  # pyright: ignore[reportCallIssue]
@@ -54,7 +53,18 @@ class ShapesSource:
         return Record(image=image, captions=(features["caption"].decode(),), name=name)
 
 
-def open_source(name_or_folder: str | Path, split: str, data_dir: str | Path, **options: Any) -> Source:
+def open_source(
+    name_or_folder: str | Path,
+    split: str,
+    data_dir: str | Path,
+    *,
+    resolution: int = 128,
+    num_train: int = 60_000,
+    num_test: int = 1_024,
+    max_bad_share: float = 0.01,
+    min_side: int = 8,
+    captions: bool = True,
+) -> Source:
     """Open a dataset by name, or a folder of captioned images.
 
     Args:
@@ -62,12 +72,13 @@ def open_source(name_or_folder: str | Path, split: str, data_dir: str | Path, **
             splits; one without is all "train". What is not read of it is said.
         split: "train" or "test" of a folder; for captioned_shapes see `ShapesSource`.
         data_dir: where datasets with a name are kept.
-        options: passed on to `ShapesSource` or `FolderSource`.
+        resolution, num_train, num_test: of captioned_shapes, see `ShapesSource`.
+        max_bad_share, min_side, captions: of a folder, see `FolderSource`.
 
     Raises UserError for a name or a split that does not exist.
     """
     if str(name_or_folder) == "captioned_shapes":
-        return ShapesSource(data_dir, split, **options)
+        return ShapesSource(data_dir, split, resolution=resolution, num_train=num_train, num_test=num_test)
 
     folder = Path(name_or_folder).expanduser()
     if not folder.is_dir():
@@ -76,12 +87,13 @@ def open_source(name_or_folder: str | Path, split: str, data_dir: str | Path, **
     if not splits and split == "train":
         if others := [f"{name}/" for name in HELD_OUT if (folder / name).is_dir()]:
             print(f"{folder} has no train/, so all of it is read, and {', '.join(others)} too", file=sys.stderr)
-        return FolderSource(folder, **options)
-    if split not in splits:
-        raise UserError(f"{folder} has no split {split!r}; put its images into the folder {folder / split}")
-    if unread := _unread(folder, split):
-        print(f"{folder}: {split}/ alone is read, not {', '.join(unread)}", file=sys.stderr)
-    return FolderSource(folder / split, **options)
+    else:
+        if split not in splits:
+            raise UserError(f"{folder} has no split {split!r}; put its images into the folder {folder / split}")
+        if unread := _unread(folder, split):
+            print(f"{folder}: {split}/ alone is read, not {', '.join(unread)}", file=sys.stderr)
+        folder /= split
+    return FolderSource(folder, max_bad_share=max_bad_share, min_side=min_side, captions=captions)
 
 
 def _unread(folder: Path, split: str) -> list[str]:
