@@ -91,7 +91,7 @@ def test_metadata_may_not_leave_the_folder(tmp_path, outside):
     (tmp_path / "data" / "metadata.jsonl").write_text(json.dumps({"file_name": outside, "text": "x"}))
     source = FolderSource(tmp_path / "data", max_bad_share=0.5)
     assert listed(source) == [("a.png", "a")]
-    reason = f"names {outside!r}, which lies outside of {tmp_path / 'data'}"
+    reason = f"names {outside!r}, which is not inside {tmp_path / 'data'}"
     assert source.report()["bad"] == {"metadata.jsonl, line 1": reason}
 
 
@@ -131,6 +131,23 @@ def test_nothing_to_read(tmp_path):
         FolderSource(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         FolderSource(tmp_path / "missing")
+    for path in ("~no-such-user/photos", "x" * 5000):
+        with pytest.raises(UserError, match="is not a folder"):
+            FolderSource(path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_bad_share", float("nan")), ("max_bad_share", -1.0), ("min_side", 0)])
+def test_limits_that_make_no_sense(tmp_path, name, value):
+    write_captioned(tmp_path, ["a.png"])
+    with pytest.raises(UserError, match=f"{name} is {value}; give"):
+        FolderSource(tmp_path, **{name: value})
+
+
+def test_without_a_home_the_cache_is_temporary(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(verdicts.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert verdicts.cache_file_of(tmp_path, None).parent == tmp_path / "unclip_jax"
 
 
 def damaged_folder(root):

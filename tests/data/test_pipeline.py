@@ -252,11 +252,16 @@ def test_what_makes_no_sense_is_refused(tokenizer):
         ({"sizes": ()}, r"sizes is \(\)"),
         ({"sizes": (8, 8)}, "different sizes"),
         ({"crop": 17}, "crop is 17"),
+        ({"seed": -1}, "seed is -1"),
     ]:
         with pytest.raises(UserError, match=message):
             dataclasses.replace(SPEC, **options)
     with pytest.raises(UserError, match="8 is not a multiple of 3 hosts"):
         batches(SOURCE, tokenizer, SPEC, process_count=3)
+    with pytest.raises(UserError, match="-1 workers of 2 threads"):
+        batches(SOURCE, tokenizer, SPEC, num_workers=-1)
+    with pytest.raises(UserError, match="0 workers of 0 threads"):
+        batches(SOURCE, tokenizer, SPEC, num_threads=0)
     with pytest.raises(UserError, match="no tokenizer"):
         batches(SOURCE, None, SPEC)
     with pytest.raises(UserError, match="no records"):

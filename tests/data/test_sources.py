@@ -93,6 +93,7 @@ def test_options_reach_the_folder(write, tmp_path):
     assert open_source(folder, "train", tmp_path, captions=False)[0].captions == ("",)
 
 
-def test_an_unknown_name_says_what_is_possible(tmp_path):
-    with pytest.raises(UserError, match="no dataset 'coco'; give captioned_shapes or a folder"):
-        open_source("coco", "train", tmp_path)
+@pytest.mark.parametrize("name", ["coco", "", "~no-such-user", "x" * 5000])
+def test_an_unknown_name_says_what_is_possible(tmp_path, name):
+    with pytest.raises(UserError, match=f"no dataset '{name}'; give captioned_shapes or a folder"):
+        open_source(name, "train", tmp_path)

@@ -71,6 +71,11 @@ def test_many_open_quotes_take_no_time(tmp_path):
     assert sum(row.fault is not None for row in found) == 20_000 and found[-1].captions == ("zet",)
 
 
+def test_other_columns_are_left_alone(tmp_path):
+    (row,) = rows(tmp_path, "metadata.csv", "id,file_name,,text,\n5,z.png,a,zet,b\n")
+    assert (row.file_name, row.captions, row.fault) == ("z.png", ("zet",), None)
+
+
 @pytest.mark.parametrize(
     "header", ["file,text", "file_name", "file_name;text", "file_name,text,text", 'file_name,"text', "\xff\xfef\0i\0"]
 )
@@ -99,7 +104,12 @@ def test_a_header_that_does_not_fit(tmp_path, header):
         ('{"file_name": "x.png", "text": "x", "text": "y"}', "is not JSON (it has a key twice)"),
         ('{"file_name": "x.png", "text": "a \\ud83d circle"}', "has a text that holds half a surrogate pair, U+D83D"),
         ('{"file_name": "x.png", "text": "a\\u0000"}', "has a text with a null character"),
+        (
+            f'{{"file_name": "x.png", "text": "{"a" * 131_073}"}}',
+            "has a text of 131,073 characters, more than the limit",
+        ),
         ('{"file_name": null, "text": "x"}', "has no file_name"),
+        ('{"file_name": "", "text": "x"}', "has no file_name"),
         ('{"file_name": ["x.png"], "text": "x"}', "has a file_name that is not a string"),
         (b'{"file_name": "x.png", "text": "caf\xe9"}', "has a text that is not UTF-8"),
     ],

@@ -103,7 +103,7 @@ def _in_tables(folder: Path, names: Sequence[str]) -> Iterator[_Found]:
                 if root is not None:
                     image = path.removeprefix(f"{root}/")
                 else:
-                    fault = fault or f"names {row.file_name!r}, which lies outside of {folder}"
+                    fault = fault or f"names {row.file_name!r}, which is not inside {folder}"
             yield _Found(place, image, row.captions, fault)
 
 

@@ -53,8 +53,12 @@ class FolderSource:
         captions: bool = True,
         cache_dir: str | Path | None = None,
     ):
-        self._folder = Path(path).expanduser().absolute()
-        if not self._folder.is_dir():
+        if not 0 <= max_bad_share <= 1:
+            raise UserError(f"max_bad_share is {max_bad_share}; give a share from 0 to 1")
+        if min_side < 1:
+            raise UserError(f"min_side is {min_side}; give 1 or more pixels")
+        self._folder = Path(os.path.expanduser(path)).absolute()
+        if not os.path.isdir(self._folder):
             raise UserError(f"{self._folder} is not a folder; give a folder of images")
         self._bad: dict[str, str] = {}
         names = sorted(_walk(self._folder, self._cannot_list))

@@ -51,6 +51,8 @@ class BatchSpec:
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must be 0 or more")
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise UserError(f"sizes is {self.sizes}; give one or more different sizes in px")
         if self.crop is not None and not 1 <= self.crop <= max(self.sizes):
@@ -95,6 +97,8 @@ def batches(
     """
     if spec.batch_size % process_count:
         raise UserError(f"batch_size {spec.batch_size} is not a multiple of {process_count} hosts; make it one")
+    if num_workers < 0 or num_threads < 1:
+        raise UserError(f"{num_workers} workers of {num_threads} threads; give 0 or more workers, 1 or more threads")
     if spec.context is not None and tokenizer is None:
         raise UserError("the batch asks for tokens (context is given) but there is no tokenizer; give one")
     if not len(source):

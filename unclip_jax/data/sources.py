@@ -1,5 +1,6 @@
 """Opening a source of records by the name of a data set, or a folder."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -80,8 +81,8 @@ def open_source(
     if str(name_or_folder) == "captioned_shapes":
         return ShapesSource(data_dir, split, resolution=resolution, num_train=num_train, num_test=num_test)
 
-    folder = Path(name_or_folder).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(name_or_folder))
+    if not str(name_or_folder) or not os.path.isdir(folder):
         raise UserError(f"no dataset {str(name_or_folder)!r}; give captioned_shapes or a folder of images")
     splits = [name for name in ("train", "test") if (folder / name).is_dir()]
     if not splits and split == "train":
@@ -98,7 +99,10 @@ def open_source(
 
 def _unread(folder: Path, split: str) -> list[str]:
     """Return what a split leaves unread of its folder: other folders, images and tables."""
-    others = sorted(each for each in folder.iterdir() if each.name != split and not each.name.startswith("."))
+    try:
+        others = sorted(each for each in folder.iterdir() if each.name != split and not each.name.startswith("."))
+    except PermissionError:  # the split itself may be open
+        return ["what else it has, which cannot be listed"]
     folders = [f"{printable(each.name)}/" for each in others if each.is_dir()]
     tables = [each.name for each in others if each.name in TABLES]
     images = sum(each.name.lower().endswith(IMAGE_SUFFIXES) for each in others if not each.is_dir())

@@ -24,6 +24,8 @@ from unclip_jax.images.files import IMAGE_SUFFIXES
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTION_COLUMNS = ("text", "caption")
 COLUMNS = "file_name and text (or caption)"
+MOST_CHARACTERS = 1 << 17
+"""Longest caption that is taken; it is also the longest cell that Python's csv reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,8 @@ def _csv_rows(lines: list[str]) -> Iterator[Row]:
             if not header:
                 return
         elif not header:
-            if len(set(cells)) < len(cells) or "file_name" not in cells or not set(CAPTION_COLUMNS) & set(cells):
+            counts = [cells.count(name) for name in ("file_name", *CAPTION_COLUMNS)]
+            if max(counts) > 1 or not counts[0] or not any(counts[1:]):
                 found = reprlib.repr(",".join(cells))
                 yield Row(line=number, fault=f"must name the columns {COLUMNS}, each once, not {found}")
                 return
@@ -167,8 +170,8 @@ def _reads_like_a_row(line: str, header: list[str]) -> bool:
 def _row(line: int, cells: JsonDict) -> Row:
     """Return a row of cells by column, checked; None is what JSON's null and an empty cell are."""
     file_name = cells.get("file_name")
-    if not isinstance(file_name, str):
-        return Row(line=line, fault="has no file_name" if file_name is None else "has a file_name that is not a string")
+    if not isinstance(file_name, str) or not file_name:
+        return Row(line=line, fault="has a file_name that is not a string" if file_name else "has no file_name")
     column = next((name for name in CAPTION_COLUMNS if cells.get(name) is not None), None)
     if column is None:
         return Row(line=line, file_name=file_name, fault="has no text (or caption)")
@@ -188,6 +191,8 @@ def caption_fault(name: str, captions: Sequence[str]) -> str | None:
     for caption in captions:
         if (why := fault(caption)) is not None:
             return f"has a {name} that {why}"
+        if len(caption) > MOST_CHARACTERS:
+            return f"has a {name} of {len(caption):,} characters, more than the limit of {MOST_CHARACTERS:,}"
         if "\0" in caption:
             return f"has a {name} with a null character; write the file in UTF-8"
     return None

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-import stat
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +52,9 @@ def check_images(folder: Path, names: Sequence[str], min_side: int, cache_file: 
 def cache_file_of(folder: Path, cache_dir: str | Path | None) -> Path:
     """Return where verdicts on a folder are kept: in `cache_dir`, or the user's cache folder."""
     if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unclip_jax"
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        # A user without a home, as in containers, keeps its tilde.
+        cache_dir = Path(tempfile.gettempdir() if home.startswith("~") else home) / "unclip_jax"
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     return Path(cache_dir) / f"folder-{digest}.json"
 
@@ -60,12 +62,7 @@ def cache_file_of(folder: Path, cache_dir: str | Path | None) -> Path:
 def _look(folder: Path, name: str) -> tuple[int, str | None]:
     """Return an image's shorter side, and what is wrong."""
     try:
-        # A pipe would keep its reader waiting.
-        if not stat.S_ISREG(os.stat(folder / name).st_mode):
-            return 0, "not a file"
         return min(read_image(folder / name, name=name).size), None
-    except OSError as error:
-        return 0, f"cannot be read ({error.strerror or error})"
     except BrokenImageError as error:
         return 0, str(error).removeprefix(f"{name}: ")
 

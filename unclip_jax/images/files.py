@@ -1,5 +1,6 @@
 """Image files that a person names: alone, in folders, and cropped to what networks see."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +20,13 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     """
     files = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             files.append(path)
             continue
-        inside = sorted(each for each in path.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
+        try:
+            inside = sorted(each for each in path.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); give a folder that can") from error
         inside = [each for each in inside if not each.name.startswith(".")]
         if not inside:
             raise UserError(f"{path} holds no images; give a folder of {' '.join(IMAGE_SUFFIXES)}")

@@ -7,6 +7,7 @@ ignored.
 
 import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,9 @@ def read_image(file: str | Path | bytes, *, name: str | None = None) -> Image.Im
     """
     name = name or ("image" if isinstance(file, bytes) else os.fspath(file))
     try:
+        # A pipe would keep its reader waiting.
+        if not isinstance(file, bytes) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise BrokenImageError("not a file; give an image")
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError

@@ -113,7 +113,7 @@ def prepare(
     with _quiet_absl():
         builder = CaptionedShapes(
             config=config.name if known else config,
-            data_dir=Path(data_dir).expanduser(),
+            data_dir=Path(os.path.expanduser(data_dir)),
             file_format="array_record",
         )
     if builder.data_path.exists():
