@@ -74,7 +74,8 @@ def test_a_run_is_resumed(tmp_path):
     data = {"data_dir": str(tmp_path / "data")}
     run = {"workdir": str(tmp_path / "prior"), "steps": 4, "hang_timeout": 600}
     changed = tiny.replaced(config, clip=str(tmp_path / "bundle"), data=data, run=run)
-    assert int(train(changed).step) == 4
+    with pytest.warns(UserWarning, match="checkpoint 2 in .* has no digests, since an older version wrote it"):
+        assert int(train(changed).step) == 4
 
     def losses(path: Path) -> dict[int, tuple[float, float]]:
         lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -141,7 +141,7 @@ def test_killed_and_gone_on_with_in_four(straight, by_four):
 def test_a_spoilt_checkpoint_is_set_aside_by_both(straight, by_four):
     folder, processes = by_four
     processes.end()
-    for path in (folder / FOLDER / str(STEPS) / "state").rglob("*"):
+    for path in (folder / FOLDER / str(STEPS) / "ema").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     ended = Processes(2, "toy", workdir=str(folder), steps=STEPS).end()

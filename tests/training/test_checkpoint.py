@@ -83,8 +83,9 @@ def reopened(tmp_path, **changes):
 
 
 def damage(tmp_path, step):
-    for path in (tmp_path / FOLDER / str(step) / "state").rglob("d/*"):
-        path.write_bytes(path.read_bytes()[:10])
+    for item in ("state", "ema"):
+        for path in (tmp_path / FOLDER / str(step) / item).rglob("d/*"):
+            path.write_bytes(path.read_bytes()[:10])
 
 
 def test_nothing_saved(checkpoints):
@@ -193,8 +194,10 @@ def test_load_params_errors(checkpoints, tmp_path):
     with pytest.raises(UserError, match="no checkpoint of step 3 .* there are 1"):
         load_params(tmp_path, step=3)
     damage(tmp_path, 1)
-    with pytest.raises(UserError, match="checkpoint 1 .* cannot be read"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(step 1"):
         load_params(tmp_path)
+    with pytest.raises(UserError, match="checkpoint 1 .* cannot be read"):
+        load_params(tmp_path, step=1)
 
 
 def test_failed_write_leaves_the_last_one(checkpoints, tmp_path):

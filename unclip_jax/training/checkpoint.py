@@ -12,12 +12,10 @@ import fnmatch
 import importlib.metadata
 import os
 import platform
-import warnings
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
@@ -25,7 +23,19 @@ from jaxtyping import PyTree
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import DataclassInstance, Json, JsonDict
+from unclip_jax.models.parameters import check_finite, flatten
 from unclip_jax.parallel.distributed import from_all, is_lost_peer
+from unclip_jax.training.items import (
+    SavedMeta,
+    committed_steps,
+    first_line,
+    handlers,
+    read_meta,
+    read_newest,
+    read_state,
+    read_tree,
+    saved_items,
+)
 from unclip_jax.training.orbax_quiet import orbax_muted
 from unclip_jax.training.state import State
 from unclip_jax.training.workdir import is_remote, open_folder
@@ -43,7 +53,6 @@ _MAY_CHANGE = (
 
 
 _SHARE = "the workdir must be on a file system that all hosts share, or gs://bucket/folder"
-_COMMITTED = "commit_success.txt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,17 +69,6 @@ class Meta:
     """Further config paths (shell patterns, "data.num_workers") that a resumed run may change."""
     must_match: tuple[str, ...] = ()
     """Names in `extra` that must be what they were when a run resumes."""
-
-
-class SavedMeta(TypedDict):
-    """What a checkpoint has said about itself, as JSON."""
-
-    step: int
-    kind: str
-    config: JsonDict
-    extra: JsonDict
-    progress: dict[str, list[float]]
-    versions: dict[str, str]
 
 
 def versions() -> dict[str, str]:
@@ -95,11 +93,11 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period, cleanup_tmp_directories=True)
         self._muted = contextlib.ExitStack()
         self._muted.enter_context(orbax_muted())
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("state", "meta"))
+        self._manager = ocp.CheckpointManager(self._folder, options=options, handler_registry=handlers())
 
     def latest_step(self) -> int | None:
         """Return the newest step that is saved whole, or None."""
-        return max(_committed_steps(self._folder), default=None)
+        return max(committed_steps(self._folder), default=None)
 
     def reached_preemption(self, step: int) -> bool:
         """Return True, on every process at the same step, once one of several processes has received SIGTERM."""
@@ -114,9 +112,8 @@ class Checkpoints:
             "step": step, "kind": self._meta.kind, "config": to_json(self._meta.config), "extra": self._meta.extra,
             "progress": progress, "versions": versions(),
         }  # fmt: skip
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         try:
-            self._manager.save(step, args=items, force=True)
+            self._manager.save(step, args=saved_items(state, meta), force=True)
         except Exception as error:
             raise self._save_failed(error) from error
 
@@ -133,37 +130,22 @@ class Checkpoints:
         A newest checkpoint that cannot be read, by whichever process, is warned about and set aside, and the one before
         is taken. Raises UserError when none can be read, and when the checkpoint belongs to another config.
         """
-        problems = {}
-        steps = sorted(_committed_steps(self._folder), reverse=True)
+        steps = sorted(committed_steps(self._folder), reverse=True)
         if len({*from_all(hash(tuple(steps)) % 2**31)}) > 1:
             raise UserError(f"the processes see different checkpoints in {self._folder}; {_SHARE}")
-        for step in steps:
-            meta, state, problem = None, None, ""
-            try:
-                meta = _read_meta(self._folder / str(step))
-                self._check_same_run(meta)
-                args = ocp.args.StandardRestore(abstract)
-                # Not by the manager: one process that cannot read must not leave the others waiting.
-                state = ocp.StandardCheckpointHandler().restore(self._folder / str(step) / "state", args=args)
-            except UserError:
-                raise
-            except Exception as error:
-                problem = _first_line(error)
-            readable = from_all(not problem)
-            if meta is None or state is None or not all(readable):
-                problems[step] = problem or f"process {readable.index(0)} could not read it"
-                continue
-            for bad, problem in problems.items():
-                warnings.warn(f"checkpoint {bad} cannot be read ({problem}); going on from step {step}", stacklevel=2)
-                self._set_aside(bad)
-            return state, meta["progress"]
-        if problems:
-            step, problem = next(iter(problems.items()))
-            raise UserError(
-                f"no checkpoint in {self._folder} can be read (step {step}: {problem}); "
-                "restore the folder from a copy, or choose another workdir"
-            )
-        return None
+
+        def read(folder: epath.Path) -> tuple[State, dict[str, list[float]]]:
+            meta = read_meta(folder)
+            self._check_same_run(meta)
+            return read_state(folder, abstract), meta["progress"]
+
+        found = read_newest(self._folder, read, from_all)
+        if found is None:
+            return None
+        restored, damaged = found
+        for step in damaged:
+            self._set_aside(step)
+        return restored
 
     def close(self) -> None:
         """Stop the threads; call `wait` before, to check that the last save succeeded."""
@@ -215,7 +197,7 @@ class Checkpoints:
         good = "no checkpoint is saved yet" if last is None else f"the checkpoint of step {last} is whole and usable"
         if _is_disk_full(error):
             return UserError(f"the disk is full, {self._folder} could not take a checkpoint; {good}; free some space")
-        return UserError(f"a checkpoint could not be saved in {self._folder}: {_first_line(error)}; {good}")
+        return UserError(f"a checkpoint could not be saved in {self._folder}: {first_line(error)}; {good}")
 
 
 def load_params(
@@ -235,32 +217,40 @@ def load_params(
         UserError: nothing saved there, no such step, or not readable.
     """
     folder = open_folder(path) / FOLDER
-    steps = _committed_steps(folder)
+    steps = committed_steps(folder)
     if not steps:
         raise UserError(f"no checkpoint in {folder}; give the workdir of a run that has saved one")
-    step = max(steps) if step is None else step
-    if step not in steps:
+    if step is not None and step not in steps:
         raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, sorted(steps)))}")
-    try:
-        meta = _read_meta(folder / str(step))
-        with orbax_muted():
-            handler, saved = ocp.PyTreeCheckpointHandler(), folder / str(step) / "state"
-            item = {which: handler.metadata(saved).tree[which]}
-            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-            args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-            tree = handler.restore(saved, args=args)
-    except Exception as error:
-        raise UserError(f"checkpoint {step} in {folder} cannot be read: {_first_line(error)}") from error
-    return jax.device_put(tree[which]), meta
+
+    def read(own: epath.Path) -> tuple[PyTree, SavedMeta]:
+        meta = read_meta(own)
+        tree = read_tree(own, which)
+        check_finite(f"{own}, {which}", flatten(tree))
+        return tree, meta
+
+    with orbax_muted():
+        if step is None:
+            found = read_newest(folder, read)
+            assert found is not None, folder
+            (tree, meta), _ = found
+        else:
+            try:
+                tree, meta = read(folder / str(step))
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(f"checkpoint {step} in {folder} cannot be read: {first_line(error)}") from error
+    return jax.device_put(tree), meta
 
 
 def newest_meta(path: str | Path) -> SavedMeta | None:
     """Read the meta of a run's newest readable checkpoint; None where nothing is saved."""
     folder = open_folder(path) / FOLDER
-    for step in sorted(_committed_steps(folder), reverse=True):
+    for step in sorted(committed_steps(folder), reverse=True):
         # One that cannot be read is set aside, with a warning, when the state is restored.
         with contextlib.suppress(Exception):
-            return _read_meta(folder / str(step))
+            return read_meta(folder / str(step))
     return None
 
 
@@ -276,25 +266,13 @@ def _make_shared(folder: epath.Path) -> None:
         # A bucket's client has errors of its own: no package, no credentials, no permission, no such bucket.
         if is_lost_peer(error) or not (isinstance(error, OSError) or is_remote(folder)):
             raise
-        problem, there = getattr(error, "strerror", None) or _first_line(error), False
+        problem, there = getattr(error, "strerror", None) or first_line(error), False
     seen = from_all(there)
     if problem is not None:
         raise UserError(f"cannot write checkpoints to {folder}: {problem}; choose another workdir")
     if not all(seen):
         blind = [str(process) for process, sees in enumerate(seen) if not sees]
         raise UserError(f"process {', '.join(blind)} of {len(seen)} cannot see {folder}; {_SHARE}")
-
-
-def _committed_steps(folder: epath.Path) -> set[int]:
-    """Return the steps that are saved whole: Orbax renames a temporary folder then; in a bucket it leaves a mark."""
-    if not folder.is_dir():
-        return set()
-    steps = {int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir()}
-    return {step for step in steps if not is_remote(folder) or (folder / str(step) / _COMMITTED).exists()}
-
-
-def _read_meta(folder: epath.Path) -> SavedMeta:
-    return SavedMeta(**ocp.JsonCheckpointHandler().restore(folder / "meta", args=ocp.args.JsonRestore()))
 
 
 def _flatten(config: Json, prefix: str = "") -> JsonDict:
@@ -304,12 +282,6 @@ def _flatten(config: Json, prefix: str = "") -> JsonDict:
     for name, value in config.items():
         flat |= _flatten(value, f"{prefix}.{name}" if prefix else name)
     return flat
-
-
-def _first_line(error: Exception) -> str:
-    # tensorstore ends its lines with what the system said, then its own settings in brackets.
-    line = (str(error).strip().splitlines() or [""])[0].split(" [tensorstore_spec")[0]
-    return f"{type(error).__name__}: {line if len(line) <= 200 else '...' + line[-200:]}"
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
