@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
@@ -226,7 +227,7 @@ def load_params(
     def read(own: epath.Path) -> tuple[PyTree, SavedMeta]:
         meta = read_meta(own)
         tree = read_tree(own, which)
-        check_finite(f"{own}, {which}", flatten(tree))
+        check_finite(f"{own}, {which}", {name: np.asarray(leaf) for name, leaf in flatten(tree).items()})
         return tree, meta
 
     with orbax_muted():
