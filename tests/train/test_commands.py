@@ -67,7 +67,7 @@ def assert_one_line(result, line):
         (["tiny", "--steps", "1"], "no option --steps; did you mean --run.steps?"),
         (["tiny", "--optim.learning-rate", "fast"], "--optim.learning-rate: could not convert string to float: 'fast'"),
         (["tiny", "--process.prediction", "y"], "invalid choice 'y' for argument '--process.prediction'"),
-        (["tiny", "--optim.learning-rate", "-1"], "learning_rate is -1.0; it must be above 0"),
+        (["tiny", "--optim.learning-rate", "-1"], "learning_rate is -1.0; it must be 0 or more"),
         (["tiny", "--process.prediction", "eps", "--process.zero-terminal-snr"], "process: zero_terminal_snr leaves"),
         (["tiny", "--sampling.steps", "2000"], "sampling: steps is 2000; choose 1 to 100"),
         (["tiny", "--data.batch-size"], "missing value for argument '--data.batch-size'"),

@@ -11,7 +11,7 @@ from unclip_jax.training.config import OptimConfig, RunConfig
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("learning_rate", 0.0), ("adam_rate", 0.0), ("adam_rate", 0.5), ("warmup_steps", -1), ("beta1", 1.0),
+        ("learning_rate", -1.0), ("adam_rate", 0.0), ("adam_rate", 0.5), ("warmup_steps", -1), ("beta1", 1.0),
         ("beta2", -0.1), ("eps", 0.0), ("ema_decay", 1.0), ("weight_decay", -1.0), ("clip_norm", 0.0),
         ("accumulate", 0), ("max_skips", 0),
     ],

@@ -10,8 +10,7 @@ from unclip_jax import bundle as bundles
 from unclip_jax.core.errors import UserError
 from unclip_jax.data.config import DataConfig
 from unclip_jax.models.clip import TextSpec
-from unclip_jax.models.experts import TimestepExperts
-from unclip_jax.training.encoders import FrozenEncoder, load_start
+from unclip_jax.training.encoders import FrozenEncoder
 
 
 def test_own_caption_encoder_reads_the_tokens_of_the_clip():
@@ -54,35 +53,3 @@ def test_images_alone_need_no_captions(tmp_path, monkeypatch):
     assert data.open(captions=False)[0].captions == ("",)
     with pytest.raises(UserError, match="1 images and no captions"):
         data.open(captions=True)
-
-
-def test_weights_to_start_from(tiny_folder, tiny_bundle):
-    network = tiny_bundle.stage("upsampler_0").network
-    assert load_start("", "upsampler", network) is None
-    found = load_start(str(tiny_folder), "upsampler", network)
-    for ours, stored in zip(jax.tree.leaves(found), jax.tree.leaves(tiny_bundle.params["upsampler_0"]), strict=True):
-        np.testing.assert_array_equal(ours, stored)
-    with pytest.raises(UserError, match="has no such upsampler"):
-        load_start(str(tiny_folder), "upsampler", dataclasses.replace(network, image_size=32))
-
-
-def test_an_inpainting_network_starts_from_one_that_is_not(tiny_folder, tiny_bundle):
-    network = dataclasses.replace(tiny_bundle.stage("decoder").network, inpainting=True)
-    found = load_start(str(tiny_folder), "decoder", network)
-    assert jax.tree.map(np.shape, found) == jax.tree.map(lambda leaf: leaf.shape, network.abstract_params())
-    plain = tiny_bundle.params["decoder"]["conv_in"]["kernel"]
-    np.testing.assert_array_equal(found["conv_in"]["kernel"][:, :, :3], plain)
-
-
-def test_several_networks_are_no_start(tiny_bundle, tmp_path):
-    stage, params = tiny_bundle.stage("upsampler_0"), tiny_bundle.params["upsampler_0"]
-    experts = dataclasses.replace(stage, network=TimestepExperts(expert=stage.network, boundaries=(1.0,)))
-    both = {f"expert_{i}": params for i in range(2)}
-    several = dataclasses.replace(
-        tiny_bundle,
-        stages=tiny_bundle.stages | {"upsampler_0": experts},
-        params=tiny_bundle.params | {"upsampler_0": both},
-    )
-    bundles.save(several, tmp_path / "x")
-    with pytest.raises(UserError, match="upsampler_0 of bundle .* is several networks"):
-        load_start(str(tmp_path / "x"), "upsampler", stage.network)

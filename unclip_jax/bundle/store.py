@@ -120,12 +120,7 @@ def load(
 
 
 def _load(folder: Path, config: BundleConfig, wanted: Collection[str], dtype: DTypeLike, weights: bool) -> System:
-    tokenizer = None
-    if config.tokenizer_identity is not None:
-        tokenizer = Tokenizer.from_file(folder / TOKENIZER)
-        if tokenizer.identity != config.tokenizer_identity:
-            raise UserError(f"{folder / TOKENIZER} is not the tokenizer of {CONFIG}; copy the bundle again")
-    system = _system(config, tokenizer, _sha256(folder / CONFIG))
+    system = _system(config, _read_tokenizer(folder, config), _sha256(folder / CONFIG))
     check_fit(system)
     params, stats, basis = {}, None, None
     for name, network in system.networks.items():
@@ -134,7 +129,7 @@ def _load(folder: Path, config: BundleConfig, wanted: Collection[str], dtype: DT
         path = folder / f"{name}.safetensors"
         params[name] = _read_params(network, path, dtype, weights)
         if name in system.stages and system.stages[name].needs_stats:
-            stats = _read_stats(path, network)
+            stats = jax.tree.map(jnp.asarray, _read_stats(path, network))
         if name == "clip" and BASIS in config.files:
             basis = _read_basis(folder / BASIS, network)
     encoders = {
@@ -142,6 +137,27 @@ def _load(folder: Path, config: BundleConfig, wanted: Collection[str], dtype: DT
     }
     own = {name: params[name] for name in system.stages if name in params and weights}
     return dataclasses.replace(system, encoders=encoders, params=own, stats=stats, basis=basis)
+
+
+def describe(name_or_folder: str | Path) -> System:
+    """Read what a bundle says of itself, the statistics of z_i included: all but weights and basis, and no device is
+    touched. Raises UserError as `load`, for what it reads."""
+    folder = find(name_or_folder)
+    config = _read_config(folder)
+    system = _system(config, _read_tokenizer(folder, config), _sha256(folder / CONFIG))
+    for name, stage in system.stages.items():
+        if stage.needs_stats:
+            system = dataclasses.replace(system, stats=_read_stats(folder / f"{name}.safetensors", stage.network))
+    return system
+
+
+def _read_tokenizer(folder: Path, config: BundleConfig) -> Tokenizer | None:
+    if config.tokenizer_identity is None:
+        return None
+    tokenizer = Tokenizer.from_file(folder / TOKENIZER)
+    if tokenizer.identity != config.tokenizer_identity:
+        raise UserError(f"{folder / TOKENIZER} is not the tokenizer of {CONFIG}; copy the bundle again")
+    return tokenizer
 
 
 def _system(config: BundleConfig, tokenizer: Tokenizer | None, own_hash: str) -> System:
@@ -272,7 +288,7 @@ def _read_stats(path: Path, network: Network) -> EmbeddingStats:
         check_tensors(str(path), found, {f"{STATS}mean": shape, f"{STATS}std": shape})
         stats = {name: file.get_tensor(name) for name in found}
     check_finite(str(path), stats)
-    return EmbeddingStats(**{name.removeprefix(STATS): jnp.asarray(value) for name, value in stats.items()})
+    return EmbeddingStats(**{name.removeprefix(STATS): value for name, value in stats.items()})
 
 
 def _write_basis(path: Path, basis: Basis) -> None:

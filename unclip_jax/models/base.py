@@ -6,6 +6,7 @@ brings a network of their own adds it there. A `Denoiser` is what diffusion runs
 (1) output = network.apply(params, x_t, time, cond)          cond = network.Cond(**fields), fields in `cond_fields`
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
@@ -29,6 +30,8 @@ class Network:
 
     TAG: ClassVar[tuple[str, str]]
     """("network", its name in JSON)."""
+    FREE: ClassVar[tuple[str, ...]] = ("remat", "attention", "dropout")
+    """Fields that weights do not decide: they say how it is computed or trained, not which function it is."""
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @staticmethod
@@ -51,6 +54,15 @@ class Network:
     def shared_sizes(self) -> dict[str, int]:
         """Return numbers that must be equal in networks that work together, by names that they have in common."""
         return {}
+
+    def of_weights(self, trained: "Network") -> "Network":
+        """Return the network that the weights of `trained` belong to, with this one's fields where weights leave them
+        `FREE`."""
+        both = {field.name for field in dataclasses.fields(self)} & {
+            field.name for field in dataclasses.fields(trained)
+        }
+        own = {name: getattr(self, name) for name in self.FREE if name in both}
+        return dataclasses.replace(trained, **own)
 
     def describe(self) -> str:
         """Return a few words for a person."""

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
-from unclip_jax.models.base import Denoiser
+from unclip_jax.models.base import Denoiser, Network
 from unclip_jax.parallel.rules import Rules
 
 
@@ -89,6 +89,13 @@ class TimestepExperts(Denoiser):
 
     def fitted(self, sizes: Mapping[str, int]) -> "TimestepExperts":
         return replace(self, expert=self.expert.fitted(sizes))
+
+    def of_weights(self, trained: Network) -> Network:
+        if not isinstance(trained, TimestepExperts):
+            return self.expert.of_weights(trained)
+        expert = self.expert.of_weights(trained.expert)
+        assert isinstance(expert, Denoiser)
+        return replace(trained, expert=expert)
 
     def describe(self) -> str:
         return f"{self.expert.describe()}, {len(self.names)} experts"

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Key
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
-from unclip_jax.models.base import Denoiser, Dtype, Null, apply_module, init_module, require
+from unclip_jax.models.base import Denoiser, Dtype, Network, Null, apply_module, init_module, require
 from unclip_jax.models.clip import TextSpec
 from unclip_jax.models.cond import EncodedCaption, UNetCond
 from unclip_jax.models.rules import BLOCKS, COLUMNS, EMBEDDINGS, INPUTS, OUTPUTS, REST, ROWS
@@ -217,6 +217,13 @@ class UNetSpec(Denoiser):
         taken = {name: sizes.get(name, size) for name, size in own.items() if size is not None}
         text = None if self.text is None else self.text.fitted(sizes)
         return dataclasses.replace(self, **taken, text=text)
+
+    def of_weights(self, trained: Network) -> Network:
+        found = super().of_weights(trained)
+        if not isinstance(found, UNetSpec):
+            return found
+        # `start_from` adds its inputs.
+        return dataclasses.replace(found, inpainting=self.inpainting or found.inpainting)
 
     def start_from(self, params: Params) -> Params:
         """Add the inputs for inpainting where they are missing: new ones weigh 0, so that the network starts as the

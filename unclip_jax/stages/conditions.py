@@ -60,6 +60,12 @@ class Condition:
         """Return `fields` of `sample` as the unconditional side of guidance has them."""
         return fields
 
+    def of_weights(self, trained: "Condition") -> "Condition":
+        """Return the condition, of the same class, that weights were trained with, trained as this one is: how often it
+        is dropped stays."""
+        del trained
+        return self
+
     def check(self, network: Denoiser) -> None:
         """Raise UserError where the network cannot be conditioned so."""
 
@@ -145,6 +151,10 @@ class LowResImage(Condition):
 
     def reads(self, network: Denoiser) -> tuple[str, ...]:
         return (f"image_{network.sample_shape[0] // self.low_res.scale}",)
+
+    def of_weights(self, trained: Condition) -> "LowResImage":
+        assert isinstance(trained, LowResImage)
+        return dataclasses.replace(self, low_res=dataclasses.replace(self.low_res, scale=trained.low_res.scale))
 
     def train(self, network, frozen, batch, x_0, keys) -> Fields:
         del network, frozen, batch

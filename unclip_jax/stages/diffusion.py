@@ -96,6 +96,24 @@ class DiffusionStage(Stage):
         shape = self.network.sample_shape
         return shape[0] if len(shape) == 3 else None
 
+    def of_weights(self, trained: Stage) -> "DiffusionStage":
+        """Return the stage that the weights of `trained` belong to, trained as this one is."""
+        if not isinstance(trained, DiffusionStage):
+            raise UserError(f"the weights are of a stage that is {trained.describe()}, no diffusion; give others")
+        own, network = {type(each): each for each in self.conditions}, self.network.of_weights(trained.network)
+        assert isinstance(network, Denoiser)
+        conditions = tuple(
+            own[type(each)].of_weights(each) if type(each) in own else each for each in trained.conditions
+        )
+        return dataclasses.replace(
+            self,
+            network=network,
+            process=trained.process,
+            conditions=conditions,
+            output=trained.output,
+            space=trained.space,
+        )
+
     def image_sizes(self, encoders: Encoders) -> tuple[int, ...]:
         clip = encoders.get("clip")
         seen = (clip.image_tower.image_size,) if isinstance(clip, CLIPSpec) else ()

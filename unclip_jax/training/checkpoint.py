@@ -68,8 +68,6 @@ class Meta:
     """What else belongs to the weights, such as the tokenizer, in JSON."""
     may_change: tuple[str, ...] = ()
     """Further config paths (shell patterns, "data.num_workers") that a resumed run may change."""
-    must_match: tuple[str, ...] = ()
-    """Names in `extra` that must be what they were when a run resumes."""
 
 
 def versions() -> dict[str, str]:
@@ -173,12 +171,6 @@ class Checkpoints:
                 raise UserError(
                     f"{name} is {now.get(name)!r}, but the run in {self._folder} was started with "
                     f"{saved.get(name)!r}; give the same value, or choose another workdir"
-                )
-        for name in self._meta.must_match:
-            if meta["extra"].get(name) != self._meta.extra.get(name):
-                raise UserError(
-                    f"the {name.removesuffix('_identity')} is not the one that the run in {self._folder} was "
-                    "started with; give that one, or choose another workdir"
                 )
 
     def _set_aside(self, step: int) -> None:

@@ -50,7 +50,7 @@ class OptimConfig:
     """With "skip", stop after this many skipped steps in a row."""
 
     def __post_init__(self):
-        _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
+        _require(self.learning_rate >= 0, f"learning_rate is {self.learning_rate}; it must be 0 or more")
         _require(self.adam_rate > 0, f"adam_rate is {self.adam_rate}; it must be above 0")
         _require(
             self.optimizer == "muon" or self.adam_rate == 1,

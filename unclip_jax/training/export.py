@@ -1,35 +1,36 @@
 """From the checkpoints of training runs, and what another bundle has already, to a system.
 
-Each run says in its checkpoint's meta what its weights are (`unclip_jax.training.run`); older ones by their config.
+Each run says in its checkpoint's meta what belongs to its weights (`unclip_jax.training.belongings`).
 """
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from unclip_jax.core.config import from_json
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.typing import JsonDict, Params
+from unclip_jax.core.typing import Params
 from unclip_jax.models.parameters import identity
 from unclip_jax.stages.contrastive import ContrastiveStage
 from unclip_jax.stages.encoders import Encoder
-from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.stages.stage import Stage
 from unclip_jax.systems import unclip
 from unclip_jax.systems.system import System
-from unclip_jax.text.tokenizer import Tokenizer
+from unclip_jax.training.belongings import Belongings
 from unclip_jax.training.checkpoint import load_params
-from unclip_jax.training.stage_configs import CONFIGS
-from unclip_jax.training.statistics import stats_from_json
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
     """What the newest checkpoint of a run holds, for a system."""
 
-    stage: Stage
     params: Params
-    extra: JsonDict
+    belongings: Belongings
+
+    @property
+    def stage(self) -> Stage:
+        """What was trained."""
+        assert self.belongings.stage is not None
+        return self.belongings.stage
 
 
 def assemble(
@@ -61,6 +62,7 @@ def assemble(
     sampling, identities, tokenizer = dict(base.sampling), dict(base.identities), base.tokenizer
     for each, path in runs.items():
         run = read_run(path)
+        own = run.belongings
         if isinstance(run.stage, ContrastiveStage):
             encoders[each] = Encoder(network=run.stage.network, params=run.params)
             identities[each] = identity(run.params)
@@ -70,18 +72,16 @@ def assemble(
             stages[each], params[each] = run.stage, run.params
             identities.pop(each, None)
             sampling.pop(each, None)
-        for key in run.extra:
-            if key.endswith("_identity"):
-                identities[each] = str(run.extra[key])
-        if run.extra.get("sampling"):
-            sampling[each] = from_json(SamplingSettings, run.extra["sampling"], f"{path}: sampling")
-        if "stats" in run.extra:
-            system = dataclasses.replace(system, stats=stats_from_json(run.extra["stats"]))
-        if "tokenizer" in run.extra:
-            own = from_json(Tokenizer, run.extra["tokenizer"], f"{path}: tokenizer")
-            if tokenizer is not None and own != tokenizer:
+        for encoder in own.identities.values():
+            identities[each] = encoder
+        if own.sampling is not None:
+            sampling[each] = own.sampling
+        if own.stats is not None:
+            system = dataclasses.replace(system, stats=own.stats)
+        if own.tokenizer is not None:
+            if tokenizer is not None and own.tokenizer != tokenizer:
                 raise UserError(f"{path} has another tokenizer than those before; pack runs that share one")
-            tokenizer = own
+            tokenizer = own.tokenizer
     order = sorted(stages, key=lambda stage: streams[stage])
     return dataclasses.replace(
         system,
@@ -134,10 +134,4 @@ def assemble_unclip(
 def read_run(path: Path) -> TrainedRun:
     """Read the newest checkpoint of a run, its moving average; UserError where there is none."""
     params, meta = load_params(path, "ema")
-    extra = meta["extra"]
-    if "stage" in extra:
-        return TrainedRun(from_json(Stage, extra["stage"], f"{path}: stage"), params, extra)
-    if meta["kind"] not in CONFIGS:
-        raise UserError(f"{path} is a {meta['kind']} run, which is no part of a system; give another")
-    config = from_json(CONFIGS[meta["kind"]], meta["config"], str(path))
-    return TrainedRun(config.stage(), params, extra)
+    return TrainedRun(params, Belongings.of_meta(meta, str(path)))

@@ -2,8 +2,8 @@
 
     train(config)          config: `unclip_jax.training.stage_configs`, as recipes return them
 
-A checkpoint's meta says, besides the config, what belongs to the weights: the stage itself, the tokenizer, the identity
-of the CLIP that it was trained with, the statistics of z_i, and how a bundle is to sample it.
+A checkpoint's meta says, besides the config, what belongs to the weights (`unclip_jax.training.belongings`). A run that
+carries on, or starts from weights, takes it from there (`unclip_jax.training.origin`).
 """
 
 import dataclasses
@@ -13,18 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from unclip_jax.core.config import to_json
 from unclip_jax.data.config import RESUMABLE_DATA_FIELDS
 from unclip_jax.data.pipeline import BatchSpec
 from unclip_jax.data.sources import Source
 from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training import loop, remarks
-from unclip_jax.training.checkpoint import Meta, newest_meta
-from unclip_jax.training.encoders import FrozenEncoder, load_start
+from unclip_jax.training.belongings import Belongings
+from unclip_jax.training.checkpoint import Meta
+from unclip_jax.training.encoders import FrozenEncoder
+from unclip_jax.training.origin import find_origin
 from unclip_jax.training.preview import make_preview
 from unclip_jax.training.stage_configs import CLIPConfig, Config
 from unclip_jax.training.state import State
-from unclip_jax.training.statistics import measure_stats, stats_from_json, stats_to_json
+from unclip_jax.training.statistics import measure_stats
 
 TOKENIZER_CAPTIONS = 20_000
 """Captions that a tokenizer is trained on, spread over the data; more change its merges little."""
@@ -39,40 +40,41 @@ def train(config: Config) -> State:
     encoders = {name: FrozenEncoder.load(name, where) for name, where in config.encoder_paths().items()}
     networks = {name: each.encoder.network for name, each in encoders.items()}
     source = config.data.open(captions=config.batch(networks).context is not None)
-    tokenizer = _tokenizer(config, encoders, source)
+    origin = find_origin(config)
+    own = Belongings(
+        tokenizer=_tokenizer(config, encoders),
+        identities={name: each.identity for name, each in encoders.items()},
+        sampling=getattr(config, "sampling", None),
+    )
+    if origin is not None:
+        own = origin.inherit(own, measure=getattr(config, "stats", "inherit") == "measure")
+    if own.tokenizer is None and isinstance(config, CLIPConfig):
+        own = dataclasses.replace(own, tokenizer=_train_tokenizer(config, source))
+    tokenizer = own.tokenizer
     config = config.fitted(networks, tokenizer)
+    if origin is not None:
+        origin.check(config, own.stats)
     stage, spec = config.stage(), config.batch(networks)
     stage.check()
     remarks.say(remarks.of_sizes(stage, spec, len(source), config.optim.accumulate))
+    own = dataclasses.replace(own, stage=stage)
 
     def batches_of(spec: BatchSpec, start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
         processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         return config.data.batches(source, tokenizer, spec, start_step, **processes)
 
     frozen: dict[str, Any] = {name: each.encoder for name, each in encoders.items()}
-    extra: dict[str, Any] = {"stage": to_json(stage)}
-    if tokenizer is not None:
-        extra["tokenizer"] = to_json(tokenizer)
-    extra |= {f"{name}_identity": each.identity for name, each in encoders.items()}
     if stage.needs_stats:
-        saved = newest_meta(config.run.workdir)
-        if saved is not None and "stats" in saved["extra"]:
-            # Its weights live in that space, whatever the data are now.
-            frozen["stats"] = stats_from_json(saved["extra"]["stats"])
-        else:
+        if own.stats is None:
             normalise: Any = getattr(config, "normalise", "whiten")
-            encoder = encoders["clip"].encoder
-            frozen["stats"] = measure_stats(encoder, lambda step: batches_of(spec, step), normalise)
-        extra["stats"] = stats_to_json(frozen["stats"])
-    sampling = getattr(config, "sampling", None)
-    if sampling is not None:
-        extra["sampling"] = to_json(sampling)
+            measured = measure_stats(encoders["clip"].encoder, lambda step: batches_of(spec, step), normalise)
+            own = dataclasses.replace(own, stats=measured)
+        frozen["stats"] = own.stats
     meta = Meta(
         kind=config.kind,
         config=config,
-        extra=extra,
-        may_change=(*RESUMABLE_DATA_FIELDS, "start_from", "sampling.*", *config.encoder_paths()),
-        must_match=tuple(name for name in extra if name == "tokenizer" or name.endswith("_identity")),
+        extra=own.to_meta(),
+        may_change=(*RESUMABLE_DATA_FIELDS, "start_from", "stats", "sampling.*", *config.encoder_paths()),
     )
     whole = dataclasses.replace(spec, crop=None)
     return loop.train(
@@ -83,19 +85,20 @@ def train(config: Config) -> State:
         run=config.run,
         meta=meta,
         preview=make_preview(stage, lambda step: batches_of(whole, step)),
-        start_params=lambda: load_start(config.start_from, config.kind, stage.network),
+        start_params=lambda: None if origin is None or origin.resumed else origin.params(stage.network),
     )
 
 
-def _tokenizer(config: Config, encoders: dict[str, FrozenEncoder], source: Source) -> Tokenizer | None:
-    """Return the tokenizer of the encoders, or the one that a CLIP run is given, or train one on the captions of its
-    data."""
+def _tokenizer(config: Config, encoders: dict[str, FrozenEncoder]) -> Tokenizer | None:
+    """Return the tokenizer of the encoders, or the one that a CLIP run is given."""
     for encoder in encoders.values():
         return encoder.tokenizer
-    if not isinstance(config, CLIPConfig):
-        return None
-    if config.tokenizer is not None:
-        return Tokenizer.from_file(config.tokenizer)
+    given = config.tokenizer if isinstance(config, CLIPConfig) else None
+    return None if given is None else Tokenizer.from_file(given)
+
+
+def _train_tokenizer(config: CLIPConfig, source: Source) -> Tokenizer:
+    """Train a tokenizer on the captions of a run's data."""
     count = min(len(source), TOKENIZER_CAPTIONS)
     rows = np.linspace(0, len(source) - 1, count).astype(int).tolist()
     captions = (caption for row in rows for caption in source[row].captions)

@@ -18,6 +18,7 @@ from unclip_jax.diffusion.process import Weighting
 from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.base import Denoiser, Network
 from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.stages.conditions import LowResImage
 from unclip_jax.stages.contrastive import ContrastiveStage
 from unclip_jax.stages.diffusion import DiffusionStage
 from unclip_jax.stages.settings import SamplingSettings
@@ -27,6 +28,8 @@ from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training.config import OptimConfig, RunConfig
 
 Encoders = Mapping[str, Network]
+Normalise = Literal["whiten", "scale"]
+"""Whitening of z_i by its own mean and deviation in every dimension, or scaling by one deviation."""
 
 
 @runtime_checkable
@@ -58,6 +61,10 @@ class Config(DataclassInstance, Protocol):
         """Return what is trained."""
         ...
 
+    def of_weights(self, trained: Stage) -> dict[str, object]:
+        """Return the fields that weights of a stage decide, as they have them."""
+        ...
+
     def batch(self, encoders: Encoders) -> BatchSpec:
         """Describe a training batch."""
         ...
@@ -82,7 +89,8 @@ class CLIPConfig:
     run: RunConfig
     """The run."""
     start_from: str = ""
-    """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
+    """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
+    the recipe's network, process, sampling settings and encoders those of the weights."""
     tokenizer: str | None = None
     """Folder of a tokenizer to use; None trains one on the captions."""
     negatives: tuple[str, ...] = ()
@@ -100,6 +108,9 @@ class CLIPConfig:
 
     def stage(self) -> ContrastiveStage:
         return ContrastiveStage(network=self.model)
+
+    def of_weights(self, trained: Stage) -> dict[str, object]:
+        return {"model": self.model.of_weights(trained.network)}
 
     def batch(self, encoders: Encoders) -> BatchSpec:
         stage = self.stage()
@@ -127,9 +138,13 @@ class PriorConfig:
     clip: str = ""
     """The frozen CLIP: the workdir of a CLIP run, or a bundle."""
     start_from: str = ""
-    """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
-    normalise: Literal["whiten", "scale"] = "whiten"
+    """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
+    the recipe's network, process, sampling settings and encoders those of the weights."""
+    normalise: Normalise = "whiten"
     """Whiten every dimension of z_i by its own mean and deviation, or scale all of them by one deviation."""
+    stats: Literal["inherit", "measure"] = "inherit"
+    """Whether weights to start from keep the statistics of z_i that they know, or these are measured anew. Without
+    such weights they are measured; a run that carries on keeps its own."""
     drop_caption: float = 0.1
     """Share of examples that train without their caption, for guidance."""
     weighting: Weighting = "none"
@@ -149,6 +164,9 @@ class PriorConfig:
 
     def stage(self) -> DiffusionStage:
         return unclip.prior_stage(self.model, self.process, drop_caption=self.drop_caption, weighting=self.weighting)
+
+    def of_weights(self, trained: Stage) -> dict[str, object]:
+        return _of_weights(self.stage(), trained)
 
     def batch(self, encoders: Encoders) -> BatchSpec:
         return _batch(self.stage(), self.data, encoders)
@@ -175,7 +193,8 @@ class DecoderConfig:
     clip: str = ""
     """The frozen CLIP: the workdir of a CLIP run, or a bundle."""
     start_from: str = ""
-    """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
+    """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
+    the recipe's network, process, sampling settings and encoders those of the weights."""
     drop_z_i: float = 0.1
     """Share of examples that train without z_i."""
     drop_caption: float = 0.5
@@ -207,6 +226,9 @@ class DecoderConfig:
             weighting=self.weighting,
         )
 
+    def of_weights(self, trained: Stage) -> dict[str, object]:
+        return _of_weights(self.stage(), trained)
+
     def batch(self, encoders: Encoders) -> BatchSpec:
         return _batch(self.stage(), self.data, encoders)
 
@@ -232,7 +254,8 @@ class UpsamplerConfig:
     run: RunConfig
     """The run."""
     start_from: str = ""
-    """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
+    """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
+    the recipe's network, process, sampling settings and encoders those of the weights."""
     crop_fraction: float = 0.25
     """Side of the training crops over the side of the image."""
     full_mask_rate: float = 0.5
@@ -270,6 +293,11 @@ class UpsamplerConfig:
             self.model, self.process, self.low_res, full_mask_rate=self.full_mask_rate, weighting=self.weighting
         )
 
+    def of_weights(self, trained: Stage) -> dict[str, object]:
+        stage = self.stage()
+        (low_res,) = (each.low_res for each in stage.of_weights(trained).conditions if isinstance(each, LowResImage))
+        return _of_weights(stage, trained) | {"low_res": low_res}
+
     def batch(self, encoders: Encoders) -> BatchSpec:
         return _batch(self.stage(), self.data, encoders, crop=self.crop)
 
@@ -291,9 +319,12 @@ class StageConfig:
     clip: str = ""
     """The frozen CLIP, if the stage needs one: the workdir of a CLIP run, or a bundle."""
     start_from: str = ""
-    """Weights to start from instead of random ones: the workdir of another run, or a bundle."""
-    normalise: Literal["whiten", "scale"] = "whiten"
+    """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
+    the recipe's network, process, sampling settings and encoders those of the weights."""
+    normalise: Normalise = "whiten"
     """Normalisation of z_i, where the stage works on it."""
+    stats: Literal["inherit", "measure"] = "inherit"
+    """Whether weights to start from keep the statistics of z_i that they know, or these are measured anew."""
     sampling: SamplingSettings = SamplingSettings()
     """The default sampling settings of this stage in a bundle."""
 
@@ -312,8 +343,16 @@ class StageConfig:
     def stage(self) -> DiffusionStage:
         return self.trained
 
+    def of_weights(self, trained: Stage) -> dict[str, object]:
+        return {"trained": self.trained.of_weights(trained)}
+
     def batch(self, encoders: Encoders) -> BatchSpec:
         return _batch(self.trained, self.data, encoders)
+
+
+def _of_weights(stage: DiffusionStage, trained: Stage) -> dict[str, object]:
+    found = stage.of_weights(trained)
+    return {"process": found.process, "model": found.network}
 
 
 def _batch(stage: Stage, data: DataConfig, encoders: Encoders, crop: int | None = None) -> BatchSpec:

@@ -5,17 +5,14 @@
 """
 
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from unclip_jax.core.config import from_json
 from unclip_jax.core.errors import UserError
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.records import Source
@@ -30,6 +27,7 @@ from unclip_jax.stages.operations import ErrorOptions, errors_of_stage
 from unclip_jax.stages.spaces import EmbeddingStats
 from unclip_jax.systems.system import Step, System, program_of
 from unclip_jax.training.loop import Batches
+from unclip_jax.training.stage_configs import Normalise
 
 STATS_EXAMPLES = 4096
 """A deviation over so many examples is off by 1 % (1 / sqrt(2 n))."""
@@ -39,7 +37,7 @@ LEVELS = 50
 """Noise levels at which a network is measured: the statistic is smooth, and interpolated between them."""
 
 
-def measure_stats(encoder: Encoder, batches_of: Batches, normalise: Literal["whiten", "scale"]) -> EmbeddingStats:
+def measure_stats(encoder: Encoder, batches_of: Batches, normalise: Normalise) -> EmbeddingStats:
     """Measure equations (1) and (2) over the first examples of a run, those of all hosts; say where (2) was needed.
 
     Raises UserError for embeddings that are all 0 or not finite.
@@ -67,21 +65,10 @@ def measure_stats(encoder: Encoder, batches_of: Batches, normalise: Literal["whi
     return EmbeddingStats(mean=jnp.asarray(mean, jnp.float32), std=jnp.asarray(std, jnp.float32))
 
 
-def stats_to_json(stats: EmbeddingStats) -> dict[str, list[float]]:
-    """Convert to JSON exactly: float32 numbers as the doubles that they are."""
-    return {"mean": np.asarray(stats.mean).tolist(), "std": np.asarray(stats.std).tolist()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stats:
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def stats_from_json(data: object) -> EmbeddingStats:
-    """Invert `stats_to_json`; UserError for anything else."""
-    stats = from_json(_Stats, data, "stats")
-    return EmbeddingStats(mean=jnp.asarray(stats.mean, jnp.float32), std=jnp.asarray(stats.std, jnp.float32))
+def normalisation(stats: EmbeddingStats) -> Normalise:
+    """Return by which form of equation (1) statistics were measured."""
+    mean, std = np.asarray(stats.mean), np.asarray(stats.std)
+    return "scale" if not mean.any() and (std == std[0]).all() else "whiten"
 
 
 def measure_system(
