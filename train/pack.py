@@ -37,7 +37,7 @@ class Options:
     name: str | None = None
     """What to call it; the folder's name by default."""
     license: str | None = None
-    """Licence of the weights; that of the base, or Apache-2.0."""
+    """Licence of the weights; by default that of the weights that come from the base or that a run started from."""
     description: str | None = None
     """What it was trained on and is good for; by default what the base says."""
     settings: Overrides = dataclasses.field(default_factory=dict)
@@ -57,7 +57,7 @@ def main() -> None:
         upsamplers=options.upsamplers,
         base=base,
         name=options.name or options.out.resolve().name,
-        license=options.license or (base.license if base is not None else "Apache-2.0"),
+        license=options.license,
         description=options.description or (base.description if base is not None else ""),
     )
     chosen = override(system, options.settings)
@@ -66,6 +66,7 @@ def main() -> None:
     system = dataclasses.replace(system, sampling=sampling)
     check_fit(system)
     bundle_hash = save(system, options.out, dtype=options.dtype, overwrite=options.overwrite)
+    print(f"licence {system.license or 'not stated; --license states one'}")
     print(f"wrote {options.out} ({', '.join(system.networks)}), hash {bundle_hash}")
 
 

@@ -9,6 +9,7 @@ import safetensors.numpy
 
 from unclip_jax import bundle as bundles
 from unclip_jax.convert import __main__ as convert
+from unclip_jax.convert.config_files import stated_license
 from unclip_jax.core.errors import run_cli
 
 
@@ -42,11 +43,15 @@ def test_import_and_export(command, karlo_system, karlo_folder, tmp_path):
     status, out, err = command("karlo", karlo_folder, tmp_path / "bundle", "--dtype", "bfloat16", "--name", "k")
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert len(lines) == 7 and lines[-1].startswith(f"wrote {tmp_path / 'bundle'} (clip, prior, decoder, upsampler_0)")
+    assert (
+        len(lines) == 8
+        and lines[-2] == "licence not stated; --license states one"
+        and lines[-1].startswith(f"wrote {tmp_path / 'bundle'} (clip, prior, decoder, upsampler_0)")
+    )
     prior = len(safetensors.numpy.load_file(karlo_folder / "prior" / "diffusion_pytorch_model.safetensors"))
     assert f"{karlo_folder / 'prior' / 'diffusion_pytorch_model.safetensors'}: {prior} tensors, {prior} used" in out
     system = bundles.load(tmp_path / "bundle")
-    assert system.name == "k" and system.license == "CreativeML OpenRAIL-M"
+    assert system.name == "k" and system.license == ""
     kernel = np.asarray(system.params["prior"]["out"]["kernel"])
     original = np.asarray(karlo_system.params["prior"]["out"]["kernel"])
     assert 0 < np.abs(kernel - original).max() < 0.01 * np.abs(original).max()
@@ -57,6 +62,23 @@ def test_import_and_export(command, karlo_system, karlo_folder, tmp_path):
     assert (again == kernel).all()
     assert command("karlo", karlo_folder, tmp_path / "bundle")[0] == 2
     assert command("karlo", karlo_folder, tmp_path / "bundle", "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "license"),
+    [
+        ("---\ntags:\n- x\nlicense: creativeml-openrail-m\n---\n# Karlo\n", "creativeml-openrail-m"),
+        ("---\nlicense: 'mit' # ours\n---\n", "mit"),
+        ("---\ntags: x\n---\nlicense: mit\n", ""),
+        ("license: mit\n", ""),
+        ("---\nlicense:\n- mit\n---\n", ""),
+        (None, ""),
+    ],
+)
+def test_a_licence_is_what_the_model_states(tmp_path, text, license):
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    assert stated_license(tmp_path) == license
 
 
 DECODER = "decoder/diffusion_pytorch_model.safetensors"

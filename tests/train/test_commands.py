@@ -87,6 +87,30 @@ def test_options_reach_the_config(command, trained):
     assert config.model == tiny.decoder().model
 
 
+def test_a_recipe_that_starts_from_weights_has_their_sizes(command, trained, tiny_folder, tiny_bundle, tmp_path):
+    words = ["shapes", "--run.workdir", tmp_path / "run", "--start-from", tiny_folder]
+    assert command("decoder", *words)[0] == 0
+    (config,) = trained
+    stage = tiny_bundle.stage("decoder")
+    assert (config.model, config.process, config.start_from) == (stage.network, stage.process, str(tiny_folder))
+    assert (config.clip, config.sampling) == (str(tiny_folder), tiny_bundle.sampling["decoder"])
+    assert config.optim == RECIPES["decoder"]["shapes"]().optim
+    # What is asked for comes on top, whether weights like it or not.
+    more = ["--model.inpainting", "--sampling.steps", 7, "--process", "flow", "--clip", "x"]
+    assert command("decoder", *words, *more)[0] == 0
+    config = trained[-1]
+    assert config.model.inpainting and config.process.TAG[1] == "flow"
+    assert config.sampling.steps == 7 and config.clip == "x"
+
+
+def test_weights_to_start_from_that_are_not_there(command, trained, tmp_path):
+    words = ["tiny", "--run.workdir", tmp_path / "run", "--start-from"]
+    assert_one_line(command("prior", *words, "nowhere"), "no bundle nowhere;")
+    assert_one_line(command("upsampler", "photos", *words[1:], "demo"), "bundle demo makes image_64, image_128, and no")
+    assert command("upsampler", "photos", *words[1:], "demo", "--model.image-size", 64)[0] == 0
+    assert trained[-1].model.image_size == 64 and trained[-1].model.channels == 32
+
+
 @pytest.mark.parametrize("stage", RECIPES)
 def test_help_lists_the_recipes(command, trained, stage):
     status, out, err = command(stage, "--help")

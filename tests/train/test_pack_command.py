@@ -69,9 +69,10 @@ def runs(whole, monkeypatch):
 def test_pack_assembles_runs(whole, runs, tmp_path):
     result = call(pack, tmp_path / "packed", *ALL, "--description", "d")
     names = "clip, prior, decoder, upsampler_0, upsampler_1"
-    assert result.status == 0 and result.out.startswith(f"wrote {tmp_path / 'packed'} ({names}), hash "), result.err
+    assert result.status == 0 and result.out.startswith("licence not stated; --license states one\nwrote "), result.err
+    assert f"wrote {tmp_path / 'packed'} ({names}), hash " in result.out
     packed = bundles.load(tmp_path / "packed")
-    assert (packed.name, packed.license, packed.description) == ("packed", "Apache-2.0", "d")
+    assert (packed.name, packed.license, packed.description) == ("packed", "", "d")
     assert result.out.endswith(f" {packed.hash}\n")
     assert packed.tokenizer == whole.tokenizer
     assert_trees_equal(packed.stats, whole.stats)
@@ -152,6 +153,22 @@ def test_pack_takes_the_rest_from_another_bundle(whole, runs, tmp_path):
     assert_trees_equal(packed.encoder("clip").params, base.encoder("clip").params)
     for name in packed.stages:
         assert_trees_equal(packed.params[name], runs[Path("decoder")][0] if name == "decoder" else base.params[name])
+
+
+def test_a_licence_is_that_of_the_weights(whole, runs):
+    about = ABOUT | {"license": None}
+    base = dataclasses.replace(whole, license="MIT")
+    assert assemble_unclip(clip=Path("clip"), **about).license == ""
+    assert assemble_unclip(base=base, decoder=Path("decoder"), **about).license == "MIT"
+    assert assemble_unclip(base=base, decoder=Path("decoder"), **ABOUT | {"license": "own"}).license == "own"
+    # What was fine-tuned is still under the licence of what it was.
+    runs[Path("prior")][1]["extra"]["license"] = "CreativeML OpenRAIL-M"
+    assert assemble_unclip(prior=Path("prior"), **about).license == "CreativeML OpenRAIL-M"
+    assert assemble_unclip(base=base, prior=Path("prior"), **about).license == "MIT AND CreativeML OpenRAIL-M"
+    # Nothing of this base is left.
+    every = {"clip": Path("clip"), "prior": Path("prior"), "decoder": Path("decoder")}
+    upsamplers = [Path("upsampler_0"), Path("upsampler_1")]
+    assert assemble_unclip(base=base, **every, upsamplers=upsamplers, **about).license == "CreativeML OpenRAIL-M"
 
 
 def test_upsamplers_replace_those_of_the_base(whole, runs):

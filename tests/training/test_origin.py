@@ -90,7 +90,7 @@ def test_a_prior_keeps_the_space_of_its_weights(started, tiny_folder, tiny_bundl
     assert_trees_equal(again.stats, jax.tree.map(np.asarray, tiny_bundle.stats))
     assert again.stage == found["meta"].config.stage() and again.tokenizer == tiny_bundle.tokenizer
     assert again.identities == {"clip": tiny_bundle.identities["clip"]}
-    assert again.sampling == tiny_bundle.sampling["prior"]
+    assert again.sampling == tiny_bundle.sampling["prior"] and again.license == tiny_bundle.license
     assert_trees_equal(found["start_params"](), tiny_bundle.params["prior"])
 
 

@@ -17,6 +17,7 @@ import tyro
 
 from unclip_jax.bundle import store
 from unclip_jax.convert import export, karlo
+from unclip_jax.convert.config_files import stated_license
 from unclip_jax.convert.hf_clip import import_clip
 from unclip_jax.convert.kandinsky_prior import import_kandinsky_prior
 from unclip_jax.convert.karlo_original import import_karlo_original
@@ -39,6 +40,8 @@ class Import:
     """The type in which weights are stored."""
     name: str | None = None
     """The bundle's name; the folder's by default."""
+    license: str | None = None
+    """Licence of the weights; by default what a README.md beside them states, if anything."""
     overwrite: bool = False
     """Replace a bundle that is already there."""
 
@@ -52,16 +55,11 @@ class Import:
 class Karlo(Import):
     """Karlo or its image variations: a folder with model_index.json, and one folder per component."""
 
-    license: str = karlo.LICENSE
-    """Licence of the weights."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KarloOriginal(Import):
     """The checkpoints that Karlo's authors released, with ViT-L-14.pt and ViT-L-14_stats.th, in one folder."""
 
-    license: str = karlo.LICENSE
-    """Licence of the weights."""
     tokenizer: Path | None = None
     """Folder of CLIP's tokenizer, which is not among those files."""
 
@@ -70,24 +68,16 @@ class KarloOriginal(Import):
 class KandinskyPrior(Import):
     """The prior of Kandinsky 2.1 or 2.2 with its CLIP: a caption in, an image embedding out."""
 
-    license: str = "Apache-2.0"
-    """Licence of the weights."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HFClip(Import):
     """A CLIP of Hugging Face: both towers, or one of them with or without projection."""
-
-    license: str = ""
-    """Licence of the weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenClip(Import):
     """A CLIP of OpenCLIP's (a folder with open_clip_config.json) or of OpenAI's (a .pt file)."""
 
-    license: str = ""
-    """Licence of the weights."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, where the source has none."""
 
@@ -138,23 +128,25 @@ def main() -> None:
     bundle_hash = store.save(system, command.out, dtype=command.dtype, overwrite=command.overwrite)
     for account in accounts:
         print(account)
+    print(f"licence {system.license or 'not stated; --license states one'}")
     print(f"wrote {command.out} ({', '.join(system.networks)}), hash {bundle_hash}")
 
 
 def read(command: Import) -> tuple[System, list[Account]]:
     """Return the system that a command describes, its numbers still in the files, and what became of each tensor."""
     source, name = command.source, command.called
+    license = stated_license(source) if command.license is None else command.license
     match command:
         case Karlo():
-            return karlo.import_karlo(source, name, command.license)
+            return karlo.import_karlo(source, name, license)
         case KarloOriginal():
-            return import_karlo_original(source, name, command.license, command.tokenizer)
+            return import_karlo_original(source, name, license, command.tokenizer)
         case KandinskyPrior():
-            return import_kandinsky_prior(source, name, command.license)
+            return import_kandinsky_prior(source, name, license)
         case HFClip():
-            return import_clip(source, name, command.license)
+            return import_clip(source, name, license)
         case OpenClip():
-            return import_open_clip(source, name, command.license, command.tokenizer)
+            return import_open_clip(source, name, license, command.tokenizer)
     raise AssertionError(command)
 
 

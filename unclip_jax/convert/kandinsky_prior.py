@@ -15,7 +15,7 @@ from unclip_jax.systems.system import System
 PIPELINES = ("KandinskyPriorPipeline", "KandinskyV22PriorPipeline")
 
 
-def import_kandinsky_prior(folder: Path, name: str, license: str = "Apache-2.0") -> tuple[System, list[Account]]:
+def import_kandinsky_prior(folder: Path, name: str, license: str = "") -> tuple[System, list[Account]]:
     """Import CLIP and prior from the hub's folder."""
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")

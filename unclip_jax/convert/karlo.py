@@ -34,7 +34,6 @@ from unclip_jax.systems.system import System
 
 PIPELINES = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
 WEIGHTS = "diffusion_pytorch_model"
-LICENSE = "CreativeML OpenRAIL-M"
 PRESET = {
     "prior": SamplingSettings(sampler="ddpm", steps=25, guidance_scale=4.0),
     "decoder": SamplingSettings(sampler="ddpm", steps=25, guidance_scale=8.0),
@@ -43,7 +42,7 @@ PRESET = {
 """Karlo's own way of sampling ("fast"); its clip ranges are added from the schedulers' configs."""
 
 
-def import_karlo(folder: Path, name: str, license: str = LICENSE) -> tuple[System, list[Account]]:
+def import_karlo(folder: Path, name: str, license: str = "") -> tuple[System, list[Account]]:
     """Import a system from the hub's folder; numbers are read when it is saved.
 
     Raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from unclip_jax.convert import open_clip
-from unclip_jax.convert.karlo import LICENSE, PRESET
+from unclip_jax.convert.karlo import PRESET
 from unclip_jax.convert.layouts import (
     LINEAR,
     Entry,
@@ -65,7 +65,7 @@ class Sizes:
 
 
 def import_karlo_original(
-    folder: Path, name: str, license: str = LICENSE, tokenizer_folder: Path | None = None, sizes: Sizes | None = None
+    folder: Path, name: str, license: str = "", tokenizer_folder: Path | None = None, sizes: Sizes | None = None
 ) -> tuple[System, list[Account]]:
     """Import a system from the authors' files. The tokenizer is CLIP's, which is in their code: give its folder."""
     sizes = sizes or Sizes()

@@ -5,6 +5,7 @@
     identities     the embedding space of each encoder that they were trained with
     stats          the scale of the space that a prior works in
     sampling       the settings that a bundle samples them with
+    license        the licence of the weights that they were trained from
 
 A checkpoint has it in `extra` of its meta, a bundle in config.json and beside the weights.
 """
@@ -38,6 +39,7 @@ class Belongings:
     """By the name of an encoder."""
     stats: EmbeddingStats | None = None
     sampling: SamplingSettings | None = None
+    license: str | None = None
 
     @classmethod
     def of_meta(cls, meta: SavedMeta, where: str) -> "Belongings":
@@ -52,20 +54,24 @@ class Belongings:
             stage = from_json(CONFIGS[meta["kind"]], meta["config"], where).stage()
         else:
             raise UserError(f"{where} is a {meta['kind']} run, which is no part of a system; give another")
-        tokenizer, sampling, stats = (extra.get(name) for name in ("tokenizer", "sampling", "stats"))
+        tokenizer, sampling, stats, license = (
+            extra.get(name) for name in ("tokenizer", "sampling", "stats", "license")
+        )
         return cls(
             stage=stage,
             tokenizer=from_json(Tokenizer, tokenizer, f"{where}: tokenizer") if tokenizer else None,
             identities={name.removesuffix(_IDENTITY): str(extra[name]) for name in extra if name.endswith(_IDENTITY)},
             stats=from_json(_Stats, stats, f"{where}: stats").arrays() if stats else None,
             sampling=from_json(SamplingSettings, sampling, f"{where}: sampling") if sampling else None,
+            license=str(license) if license else None,
         )
 
     @classmethod
     def of_part(cls, system: System, part: str) -> "Belongings":
         """Return those of an encoder's or a stage's weights in a system."""
         if part in system.encoders:
-            return cls(stage=ContrastiveStage(network=system.encoders[part].clip), tokenizer=system.tokenizer)
+            stage = ContrastiveStage(network=system.encoders[part].clip)
+            return cls(stage=stage, tokenizer=system.tokenizer, license=system.license or None)
         stage, known = system.stages[part], system.identities.get(part)
         return cls(
             stage=stage,
@@ -73,12 +79,13 @@ class Belongings:
             identities={} if known is None else dict.fromkeys(stage.encoders, known),
             stats=system.stats if stage.needs_stats else None,
             sampling=system.sampling.get(part),
+            license=system.license or None,
         )
 
     def to_meta(self) -> JsonDict:
         """Return `extra` of a checkpoint's meta; `of_meta` inverts it."""
         extra: JsonDict = {f"{name}{_IDENTITY}": identity for name, identity in self.identities.items()}
-        for name in ("stage", "tokenizer", "sampling"):
+        for name in ("stage", "tokenizer", "sampling", "license"):
             if (value := getattr(self, name)) is not None:
                 extra[name] = to_json(value)
         if self.stats is not None:
@@ -104,6 +111,7 @@ class Belongings:
             self,
             tokenizer=self.tokenizer if self.tokenizer is not None else theirs.tokenizer,
             stats=self.stats if self.stats is not None else theirs.stats,
+            license=self.license if self.license is not None else theirs.license,
         )
 
 

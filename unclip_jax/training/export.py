@@ -39,7 +39,7 @@ def assemble(
     streams: dict[str, int],
     base: System | None = None,
     name: str,
-    license: str,
+    license: str | None,
     description: str,
 ) -> System:
     """Assemble a system of the moving averages in the newest checkpoints of the given runs.
@@ -48,7 +48,8 @@ def assemble(
         runs: workdirs by the name that each is to have; stages in the order in which they run.
         streams: the stream of noise of each stage of the result.
         base: a system with what the runs do not make, at the place that its stages have there.
-        name, license, description: as in `System`.
+        name, description: as in `System`.
+        license: as well; None for that of the weights that come from the base, or that the runs started from.
 
     Raises:
         UserError: if there is nothing to pack or no checkpoint, or if the tokenizers differ.
@@ -57,7 +58,8 @@ def assemble(
         base = System(name=name, stages={})
     if not runs and not base.networks:
         raise UserError("nothing to pack; give at least one run")
-    system = dataclasses.replace(base, name=name, license=license, description=description)
+    system = dataclasses.replace(base, name=name, description=description)
+    licenses = [base.license] if base.networks.keys() - runs.keys() else []
     encoders, params, stages = dict(base.encoders), dict(base.params), dict(base.stages)
     sampling, identities, tokenizer = dict(base.sampling), dict(base.identities), base.tokenizer
     for each, path in runs.items():
@@ -72,6 +74,7 @@ def assemble(
             stages[each], params[each] = run.stage, run.params
             identities.pop(each, None)
             sampling.pop(each, None)
+        licenses.append(own.license or "")
         for encoder in own.identities.values():
             identities[each] = encoder
         if own.sampling is not None:
@@ -85,6 +88,7 @@ def assemble(
     order = sorted(stages, key=lambda stage: streams[stage])
     return dataclasses.replace(
         system,
+        license=" AND ".join(dict.fromkeys(filter(None, licenses))) if license is None else license,
         encoders=encoders,
         stages={each: stages[each] for each in order},
         params=params,
@@ -103,7 +107,7 @@ def assemble_unclip(
     upsamplers: Sequence[Path] = (),
     base: System | None = None,
     name: str,
-    license: str,
+    license: str | None,
     description: str,
 ) -> System:
     """Call `assemble` for unCLIP: upsamplers in the order in which they are applied, instead of all those in `base`.
