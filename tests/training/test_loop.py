@@ -79,20 +79,29 @@ def test_resumes_bit_for_bit(straight, ended, fate):
     assert logged(workdir) == straight[1]
 
 
+def test_it_says_what_it_does(tmp_path, capsys):
+    run(tmp_path, steps=4, log_every=2)
+    first, second, *rest = capsys.readouterr().out.splitlines()
+    assert first == "compiling the training step" and second.startswith("the training step is ready after ")
+    assert [line.split("  ")[0] for line in rest] == ["step 1/4 (25%)", "step 2/4 (50%)", "step 4/4 (100%)"]
+    assert not any(line.endswith("left") for line in rest)
+
+
 def test_the_lines_of_a_run(straight):
     state, lines, _ = straight
-    assert [line["step"] for line in lines] == [3, 6, 9, 12, 14]
-    assert lines[-1]["loss"] < lines[0]["loss"] and lines[0]["never"] is None
+    assert [line["step"] for line in lines] == [1, 3, 6, 9, 12, 14]
+    assert lines[-1]["loss"] < lines[1]["loss"] and lines[0]["never"] is None
     assert int(state.step) == STEPS
 
 
-def test_finished_run_is_left_alone(straight):
+def test_finished_run_is_left_alone(straight, capsys):
     state, _, workdir = straight
 
     def no_data(_):
         raise AssertionError("a finished run needs no data")
 
     assert_trees_equal(jax.device_get(run(workdir, data=no_data)), jax.device_get(state))
+    assert capsys.readouterr().out == f"the run in {workdir} has all its 14 steps; raise run.steps to train on\n"
     assert json.loads((workdir / "config.json").read_text())["run"]["steps"] == STEPS
 
 

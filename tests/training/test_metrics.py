@@ -29,11 +29,14 @@ def feed(logger, first, last):
 def test_a_line_averages_its_steps(tmp_path, capsys):
     feed(make_logger(tmp_path), 1, 10)
     got = lines(tmp_path)
-    assert [(line["step"], line["loss"]) for line in got] == [(3, 2.0), (6, 5.0), (9, 8.0), (10, 10.0)]
-    assert all(line["accuracy"] is None and line["images_per_second"] > 0 for line in got)
+    # The first step has a line of its own, and counts in the one after all the same.
+    assert [(line["step"], line["loss"]) for line in got] == [(1, 1.0), (3, 2.0), (6, 5.0), (9, 8.0), (10, 10.0)]
+    assert all(line["accuracy"] is None for line in got)
+    assert got[0]["images_per_second"] is None and all(line["images_per_second"] > 0 for line in got[1:])
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 4
-    assert printed[1].startswith("step 6/10 (60%)  loss 5  ") and printed[1].endswith(" left")
+    assert len(printed) == 5 and printed[0] == "step 1/10 (10%)  loss 1"
+    # Less than a second is left of such steps.
+    assert printed[2].startswith("step 6/10 (60%)  loss 5  ") and printed[2].endswith(" images/s")
 
 
 def test_values_that_are_not_finite_are_left_out(tmp_path):
@@ -41,7 +44,7 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
     for step, value in enumerate([1.0, math.nan, 3.0], 1):
         logger.add(step, {"loss": value})
     logger.close()
-    assert lines(tmp_path)[0]["loss"] == 2.0
+    assert lines(tmp_path)[1]["loss"] == 2.0
 
 
 def test_resumed_file_equals_the_unbroken_one(tmp_path):
@@ -72,7 +75,18 @@ def test_one_line_on_a_terminal(tmp_path, capsys, monkeypatch):
         logger.add(step, {"loss": 1.0})
     logger.close()
     out = capsys.readouterr().out
-    assert out.count("\r") == 4 and out.count("\n") == 1 and out.endswith("\n")
+    assert out.count("\r") == 5 and out.count("\n") == 1 and out.endswith("\n")
+
+
+def test_what_compiles_is_said(tmp_path, capsys, monkeypatch):
+    clock = iter([10.0, 52.4])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    logger = make_logger(tmp_path)
+    step = logger.timed("the training step", lambda x: print("called") or x + 1)
+    assert (step(1), step(2)) == (2, 3)
+    logger.close()
+    said = ["compiling the training step", "called", "the training step is ready after 42 s", "called"]
+    assert capsys.readouterr().out.splitlines() == said
 
 
 def test_quiet_processes_write_nothing(tmp_path, capsys):
@@ -133,14 +147,14 @@ def test_tensorboard_in_a_bucket_needs_its_client(bucket, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
     feed(make_logger("gs://b/run", tensorboard=True), 1, 3)
     assert "google-cloud-storage is not installed: metrics go to metrics.jsonl" in capsys.readouterr().out
-    assert len(bucket[-1][1].splitlines()) == 1
+    assert len(bucket[-1][1].splitlines()) == 2
 
 
 def test_without_tensorboard(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     feed(make_logger(tmp_path, tensorboard=True), 1, 3)
     assert "tensorboardX is not installed" in capsys.readouterr().out
-    assert len(lines(tmp_path)) == 1
+    assert len(lines(tmp_path)) == 2
 
 
 def test_delayed_by_one_step():

@@ -81,11 +81,12 @@ def train(
             state, window = start_from(jax.device_get(params), abstract, optim), {}
         else:
             state, window = init(stage, optim, mesh, jax.random.key(run.seed)), {}
-        start_step = int(state.step)
+        start_step, first = int(state.step), jax.process_index() == 0
         if start_step >= run.steps:
+            if first:
+                print(f"the run in {workdir} has all its {start_step} steps; raise run.steps to train on", flush=True)
             return state
 
-        first = jax.process_index() == 0
         if first:
             with local(workdir / "config.json") as path, atomic_write(path) as draft:
                 config = {"kind": meta.kind, **to_json(meta.config)}
@@ -106,6 +107,9 @@ def train(
             logger.say(f"carrying on from step {start_step} in {workdir}")
         stop = stack.enter_context(_StopSignals())
         delayed = DeferredMetrics()
+        run_step = logger.timed("the training step", compiled.run)
+        if preview is not None:
+            preview = logger.timed("the preview", preview)
         profiler = stack.enter_context(_Profiler(run, workdir, start_step))
         watchdog = stack.enter_context(Watchdog(run.hang_timeout))
 
@@ -117,7 +121,7 @@ def train(
 
         for step in range(start_step + 1, run.steps + 1):
             with profiler.step(step):
-                state, metrics = compiled.run(state, frozen, compiled.put(batch))
+                state, metrics = run_step(state, frozen, compiled.put(batch))
                 settle(delayed.swap(step, metrics))
 
             stopping = stop.received or checkpoints.reached_preemption(step)

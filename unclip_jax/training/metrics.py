@@ -1,15 +1,19 @@
 """Metrics of a run: always `metrics.jsonl` and the console, TensorBoard where it is installed.
 
-A line averages the steps since the line before. The values of a step are fetched only when the next step has
-been dispatched, so that logging never keeps the device waiting.
+A line averages the steps since the line before; besides, the first step of a run has a line of its own. The values of a
+step are fetched only when the next step has been dispatched, so that logging never keeps the device waiting.
 """
 
+import functools
 import importlib
+import itertools
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +22,9 @@ from etils import epath
 from unclip_jax.core.files import atomic_write
 from unclip_jax.training.config import RunConfig
 from unclip_jax.training.workdir import is_remote, open_folder
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FILE = "metrics.jsonl"
 UPLOAD_EVERY = 30
@@ -67,11 +74,29 @@ class MetricLogger:
         if step % self._run.log_every == 0 or step == self._run.steps:
             self._write(step)
             self._window = {}
+        elif step == 1:
+            self._write(step)
 
     def image(self, step: int, grid: np.ndarray) -> None:
         """Show a uint8 image [h w 3] in TensorBoard."""
         if self._board is not None:
             self._board.add_image("samples", grid, step, dataformats="HWC")
+
+    def timed(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
+        """Return a function whose first call says that it compiles `what`, and then how long that took."""
+        calls = itertools.count()
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            if next(calls):
+                return function(*args, **kwargs)
+            self.say(f"compiling {what}")
+            started = time.monotonic()
+            result = function(*args, **kwargs)
+            self.say(f"{what} is ready after {time.monotonic() - started:.0f} s")
+            return result
+
+        return call
 
     def say(self, line: str) -> None:
         """Print a line of its own, clear of the progress line."""
@@ -105,8 +130,10 @@ class MetricLogger:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if value is not None)
         line = f"step {step}/{self._run.steps} ({step / self._run.steps:.0%})  {shown}"
         if rate:
+            line += f"  {rate * self._batch_size:.1f} images/s"
             left = (self._run.steps - step) / rate
-            line += f"  {rate * self._batch_size:.1f} images/s  {_duration(left)} left"
+            if left >= 1:
+                line += f"  {_duration(left)} left"
         if self._tty:
             print(f"\r\033[K{line}", end="\n" if step == self._run.steps else "", flush=True)
         else:
