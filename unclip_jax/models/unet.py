@@ -220,10 +220,8 @@ class UNetSpec(Denoiser):
 
     def of_weights(self, trained: Network) -> Network:
         found = super().of_weights(trained)
-        if not isinstance(found, UNetSpec):
-            return found
-        # `start_from` adds its inputs.
-        return dataclasses.replace(found, inpainting=self.inpainting or found.inpainting)
+        # `start_from` adds the inputs for inpainting.
+        return dataclasses.replace(found, inpainting=True) if self.inpainting and isinstance(found, UNetSpec) else found
 
     def start_from(self, params: Params) -> Params:
         """Add the inputs for inpainting where they are missing: new ones weigh 0, so that the network starts as the
