@@ -1,13 +1,14 @@
 """Reading the configs of other projects: what is expected is checked, and a surprise is named."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 from unclip_jax.core.errors import UserError
 
 T = TypeVar("T")
+Config = Mapping[str, object]
 _README_BYTES = 2**16
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([^\"'\s#][^\"'\n#]*)", re.MULTILINE)
 
@@ -24,22 +25,30 @@ def stated_license(folder: Path) -> str:
     return found[1].strip() if found else ""
 
 
-def field(config: dict[str, Any], name: str, kind: type[T], where: str) -> T:
-    """Return a value; UserError where it is missing or of another type."""
-    value = config.get(name)
+def field(config: Config, name: str, kind: type[T], where: str, default: T | None = None) -> T:
+    """Return a value; UserError where it is missing, without a default, or of another type."""
+    value = config.get(name, default)
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind:
+    if not isinstance(value, kind) or type(value) is not kind:
         raise UserError(f"{where}: {name} is {value!r}; expected a value of type {kind.__name__}")
-    return cast(T, value)
+    return value
 
 
-def fields(config: dict[str, Any], names: Sequence[str], kind: type[T], where: str) -> list[T]:
+def fields(config: Config, names: Sequence[str], kind: type[T], where: str) -> list[T]:
     """Return `field` for several."""
     return [field(config, name, kind, where) for name in names]
 
 
-def expect(config: dict[str, Any], where: str, **values: Any) -> None:
+def per_channel(config: Config, name: str, where: str) -> tuple[float, float, float]:
+    """Return three numbers; UserError where there are none."""
+    match config.get(name):
+        case [int() | float() as red, int() | float() as green, int() | float() as blue]:
+            return float(red), float(green), float(blue)
+    raise UserError(f"{where}: {name} is {config.get(name)!r}; it must hold three numbers")
+
+
+def expect(config: Config, where: str, **values: object) -> None:
     """Refuse a config with anything else than `values`; what it leaves out has its library's default."""
     for name, value in values.items():
         if name in config and config[name] != value:

@@ -4,9 +4,7 @@
 them are one network here. Its four image tokens have the token as the fastest axis, where ours has the channel.
 """
 
-from typing import Any
-
-from unclip_jax.convert.config_files import expect, field, fields
+from unclip_jax.convert.config_files import Config, expect, field, fields
 from unclip_jax.convert.layouts import SAME, Entry, conv, leading, linear, norm, pointwise, regrouped, within
 from unclip_jax.core.errors import UserError
 from unclip_jax.models.prior import PriorSpec
@@ -17,7 +15,7 @@ PLAIN_UP, ATTENDING_UP = "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"
 ATTENDING_MIDDLE = "UNetMidBlock2DSimpleCrossAttn"
 
 
-def prior_spec(config: dict[str, Any], where: str) -> PriorSpec:
+def prior_spec(config: Config, where: str) -> PriorSpec:
     """Translate the config of a `PriorTransformer` to ours."""
     expect(
         config,
@@ -77,9 +75,7 @@ def attention(ours: str, theirs: str) -> list[Entry]:
     return [entry for mine, their in pairs for entry in linear(f"{ours}/{mine}", f"{theirs}.{their}")]
 
 
-def decoder_spec(
-    config: dict[str, Any], where: str, projection: dict[str, Any], projection_where: str, text_width: int
-) -> UNetSpec:
+def decoder_spec(config: Config, where: str, projection: Config, projection_where: str, text_width: int) -> UNetSpec:
     """Translate the configs of a decoder's `UNet2DConditionModel` and of its `UnCLIPTextProjModel` to ours."""
     attending = _levels(config, where, (PLAIN_DOWN, ATTENDING_DOWN), (PLAIN_UP, ATTENDING_UP))
     expect(
@@ -114,16 +110,16 @@ def decoder_spec(
         learned_sigma=True,
         attention_resolutions=tuple(size // 2**level for level, attends in enumerate(attending) if attends),
         head_channels=head_channels,
-        groups=config.get("norm_num_groups", 32),
+        groups=field(config, "norm_num_groups", int, where, 32),
         embed_dim=embed_dim,
-        num_image_tokens=projection.get("clip_extra_context_tokens", 4),
+        num_image_tokens=field(projection, "clip_extra_context_tokens", int, projection_where, 4),
         context_width=context_width,
         text_width=text_width,
         null="empty_caption",
     )
 
 
-def upsampler_spec(config: dict[str, Any], where: str) -> UNetSpec:
+def upsampler_spec(config: Config, where: str) -> UNetSpec:
     """Translate the config of a super-resolution `UNet2DModel` to ours."""
     _levels(config, where, (PLAIN_DOWN,), (PLAIN_UP,))
     expect(
@@ -147,7 +143,7 @@ def upsampler_spec(config: dict[str, Any], where: str) -> UNetSpec:
         num_blocks=depth,
         learned_sigma=False,
         conditioning="additive",
-        groups=config.get("norm_num_groups", 32),
+        groups=field(config, "norm_num_groups", int, where, 32),
         low_res=True,
     )
 
@@ -222,16 +218,21 @@ def _context_attention(ours: str, theirs: str) -> list[Entry]:
     return within(f"{ours}/", f"{theirs}.", block)
 
 
-def _channels(config: dict[str, Any], where: str) -> tuple[int, tuple[int, ...]]:
+def _widths(config: Config, where: str) -> list[int]:
     widths = config.get("block_out_channels")
     if not (isinstance(widths, list) and widths and all(type(width) is int and width > 0 for width in widths)):
         raise UserError(f"{where}: block_out_channels is {widths!r}; it must hold the width of each level")
+    return widths
+
+
+def _channels(config: Config, where: str) -> tuple[int, tuple[int, ...]]:
+    widths = _widths(config, where)
     if any(width % widths[0] for width in widths):
         raise UserError(f"{where}: block_out_channels {widths} are not multiples of the first; only such are known")
     return widths[0], tuple(width // widths[0] for width in widths)
 
 
-def _levels(config: dict[str, Any], where: str, down: tuple[str, ...], up: tuple[str, ...]) -> list[bool]:
+def _levels(config: Config, where: str, down: tuple[str, ...], up: tuple[str, ...]) -> list[bool]:
     """Return which levels attend; refuse a block type that is unknown here, and ups that do not mirror the downs."""
     expect(config, where, act_fn="silu", norm_eps=1e-5, flip_sin_to_cos=True, freq_shift=0, dropout=0.0)
     expect(config, where, downsample_padding=1, mid_block_scale_factor=1)
@@ -243,6 +244,6 @@ def _levels(config: dict[str, Any], where: str, down: tuple[str, ...], up: tuple
     attending = [block == ATTENDING_DOWN for block in downs]
     if attending != [block == ATTENDING_UP for block in reversed(ups)]:
         raise UserError(f"{where}: up_block_types do not mirror down_block_types; only such U-Nets are known")
-    if len(downs) != len(config.get("block_out_channels") or ()):
+    if len(downs) != len(_widths(config, where)):
         raise UserError(f"{where}: block_out_channels and down_block_types are not equally long")
     return attending

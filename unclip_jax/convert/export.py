@@ -8,7 +8,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from unclip_jax.convert.mapping import export_tensors
 from unclip_jax.core.config import to_json
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.files import atomic_write
+from unclip_jax.core.typing import HasShape, JsonDict
 from unclip_jax.diffusion import ProcessSpec
 from unclip_jax.models.base import Network
 from unclip_jax.models.clip import CLIPSpec
@@ -54,7 +54,7 @@ def export_karlo(system: System, folder: Path) -> None:
         raise UserError(f"bundle {system.name} has no tokenizer; Karlo cannot do without")
     with atomic_write(folder) as draft:
         draft.mkdir()
-        index: dict[str, Any] = {"_class_name": "UnCLIPPipeline", "_diffusers_version": "0.37.1"}
+        index: JsonDict = {"_class_name": "UnCLIPPipeline", "_diffusers_version": "0.37.1"}
         write_tokenizer(system.tokenizer, draft / "tokenizer", clip.clip.text_tower.context)
         index["tokenizer"] = [TRANSFORMERS, "CLIPTokenizer"]
         write_tower(clip.clip, flatten(clip.params), "text", system.tokenizer, draft / "text_encoder")
@@ -141,10 +141,10 @@ def export_clip(system: System, folder: Path) -> None:
         _write(draft, config, hf_clip.names(spec), weights, "model")
 
 
-def tower_config(spec: CLIPSpec, which: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def tower_config(spec: CLIPSpec, which: str, tokenizer: Tokenizer | None) -> JsonDict:
     """Return the config of one tower."""
     tower = spec.text_tower if which == "text" else spec.image_tower
-    config: dict[str, Any] = {
+    config: JsonDict = {
         "model_type": f"clip_{which}_model",
         "hidden_size": tower.width,
         "intermediate_size": tower.mlp_width or 4 * tower.width,
@@ -167,7 +167,9 @@ def tower_config(spec: CLIPSpec, which: str, tokenizer: Tokenizer | None) -> dic
     return config
 
 
-def write_tower(spec: CLIPSpec, weights: Mapping[str, Any], which: str, tokenizer: Any, folder: Path) -> None:
+def write_tower(
+    spec: CLIPSpec, weights: Mapping[str, HasShape], which: str, tokenizer: Tokenizer | None, folder: Path
+) -> None:
     """Write one tower as a model of its own."""
     kind = "Text" if which == "text" else "Vision"
     suffix = "WithProjection" if spec.projection else ""
@@ -212,7 +214,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     _write_json(folder / "tokenizer_config.json", config)
 
 
-def prior_config(spec: PriorSpec) -> dict[str, Any]:
+def prior_config(spec: PriorSpec) -> JsonDict:
     """Return the config of a `PriorTransformer`."""
     return {
         "_class_name": "PriorTransformer",
@@ -226,7 +228,7 @@ def prior_config(spec: PriorSpec) -> dict[str, Any]:
     }
 
 
-def decoder_configs(spec: UNetSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+def decoder_configs(spec: UNetSpec) -> tuple[JsonDict, JsonDict]:
     """Return the configs of a decoder's `UNet2DConditionModel` and of its `UnCLIPTextProjModel`."""
     attends = [spec.attends(level) for level in range(len(spec.channel_mult))]
     config = _unet_config(spec) | {
@@ -251,7 +253,7 @@ def decoder_configs(spec: UNetSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, projection
 
 
-def upsampler_config(spec: UNetSpec) -> dict[str, Any]:
+def upsampler_config(spec: UNetSpec) -> JsonDict:
     """Return the config of a super-resolution `UNet2DModel`."""
     levels = len(spec.channel_mult)
     return _unet_config(spec) | {
@@ -265,7 +267,7 @@ def upsampler_config(spec: UNetSpec) -> dict[str, Any]:
     }
 
 
-def _unet_config(spec: UNetSpec) -> dict[str, Any]:
+def _unet_config(spec: UNetSpec) -> JsonDict:
     return {
         "sample_size": spec.image_size,
         "block_out_channels": [spec.channels * multiplier for multiplier in spec.channel_mult],
@@ -278,7 +280,7 @@ def _unet_config(spec: UNetSpec) -> dict[str, Any]:
     }
 
 
-def _write_scheduler(system: System, name: str, folder: Path, index: dict[str, Any]) -> None:
+def _write_scheduler(system: System, name: str, folder: Path, index: JsonDict) -> None:
     process = system.stage(name).process
     predictions = {"eps": "epsilon", "x0": "sample"}
     variances = {"small": "fixed_small_log", "learned_range": "learned_range"}
@@ -318,7 +320,7 @@ def _check(name: str, spec: Network, back: Network) -> None:
 
 
 def _write(
-    folder: Path, config: dict[str, Any], entries: Sequence[Entry], weights: Mapping[str, Any], stem: str
+    folder: Path, config: Mapping[str, object], entries: Sequence[Entry], weights: Mapping[str, HasShape], stem: str
 ) -> None:
     folder.mkdir(exist_ok=True)
     _write_json(folder / "config.json", config)
@@ -327,5 +329,5 @@ def _write(
     write_safetensors(folder / f"{stem}.safetensors", stored, "pt")
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
+def _write_json(path: Path, data: Mapping[str, object]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")

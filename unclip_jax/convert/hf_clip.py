@@ -8,9 +8,9 @@ token, so `TextSpec.eos_id` serves for either.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from unclip_jax.convert.config_files import expect, field, fields
+from unclip_jax.convert.config_files import Config, expect, field, fields, per_channel
 from unclip_jax.convert.layouts import SAME, Entry, linear, norm, patches, within
 from unclip_jax.convert.mapping import Account, import_params, imported_system, wanted
 from unclip_jax.convert.tensor_files import Tensors, find_weights, read_json
@@ -26,7 +26,7 @@ IGNORED = ("*.embeddings.position_ids",)
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 
 
-def text_spec(config: dict[str, Any], where: str, eos_id: int) -> TextSpec:
+def text_spec(config: Config, where: str, eos_id: int) -> TextSpec:
     """Translate a `text_config` (or the config of a text tower alone) to ours; `eos_id` is the tokenizer's."""
     check_tower(config, where)
     stated = config.get("eos_token_id", LEGACY_EOS)
@@ -43,7 +43,7 @@ def text_spec(config: dict[str, Any], where: str, eos_id: int) -> TextSpec:
     )
 
 
-def vision_spec(config: dict[str, Any], where: str) -> VisionSpec:
+def vision_spec(config: Config, where: str) -> VisionSpec:
     """Translate a `vision_config` (or the config of an image tower alone) to ours."""
     check_tower(config, where)
     expect(config, where, num_channels=3)
@@ -51,14 +51,21 @@ def vision_spec(config: dict[str, Any], where: str) -> VisionSpec:
     return VisionSpec(image_size=size, patch_size=patch, **_tower(config, where))
 
 
-def check_tower(config: dict[str, Any], where: str) -> None:
+def check_tower(config: Config, where: str) -> None:
     """Refuse what our Transformer does differently."""
     expect(config, where, layer_norm_eps=1e-5)
     if config.get("hidden_act", "quick_gelu") not in ACTIVATIONS:
         raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
 
 
-def _tower(config: dict[str, Any], where: str) -> dict[str, Any]:
+class _Tower(TypedDict):
+    width: int
+    num_layers: int
+    num_heads: int
+    mlp_width: int | None
+
+
+def _tower(config: Config, where: str) -> _Tower:
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     width, depth, heads, mlp_width = fields(config, names, int, where)
     return {
@@ -130,19 +137,21 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.from_definition(definition, **special)
 
 
-def read_image_statistics(path: Path) -> dict[str, Any]:
+class ImageStatistics(TypedDict, total=False):
+    """Fields of `CLIPSpec`."""
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
+def read_image_statistics(path: Path) -> ImageStatistics:
     """Read the `image_mean` and `image_std` of a preprocessor_config.json; {} where there is none, for CLIP's own."""
     if not path.is_file():
         return {}
     config = read_json(path)
     expect(config, str(path), do_normalize=True, do_rescale=True, resample=3)
-    found = {}
-    for name in ("image_mean", "image_std"):
-        values = config.get(name)
-        if not (isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)):
-            raise UserError(f"{path}: {name} is {values!r}; it must hold three numbers")
-        found[name] = tuple(float(value) for value in values)
-    return found
+    mean, std = (per_channel(config, name, str(path)) for name in ("image_mean", "image_std"))
+    return ImageStatistics(image_mean=mean, image_std=std)
 
 
 def import_clip(folder: Path, name: str, license: str) -> tuple[System, list[Account]]:
@@ -151,12 +160,14 @@ def import_clip(folder: Path, name: str, license: str) -> tuple[System, list[Acc
     kind = config.get("model_type")
     if kind not in ("clip", "clip_text_model", "clip_vision_model"):
         raise UserError(f"{where}: model_type is {kind!r}; this reads CLIP (clip, clip_text_model, clip_vision_model)")
-    projection = any(name.endswith("WithProjection") for name in config.get("architectures") or ()) or kind == "clip"
+    architectures = config.get("architectures")
+    named = [str(each) for each in architectures] if isinstance(architectures, list) else []
+    projection = any(each.endswith("WithProjection") for each in named) or kind == "clip"
     tokenizer = None if kind == "clip_vision_model" else read_tokenizer(folder)
-    text_config = config.get("text_config") if kind == "clip" else config
-    vision_config = config.get("vision_config") if kind == "clip" else config
-    text = None if tokenizer is None else text_spec(text_config or {}, where, tokenizer.eos_id)
-    vision = None if kind == "clip_text_model" else vision_spec(vision_config or {}, where)
+    text_config = field(config, "text_config", dict, where) if kind == "clip" else config
+    vision_config = field(config, "vision_config", dict, where) if kind == "clip" else config
+    text = None if tokenizer is None else text_spec(text_config, where, tokenizer.eos_id)
+    vision = None if kind == "clip_text_model" else vision_spec(vision_config, where)
     tower = text_config if text is not None else vision_config
     width = text.width if text is not None else (vision.width if vision is not None else 0)
     spec = CLIPSpec(
@@ -165,7 +176,7 @@ def import_clip(folder: Path, name: str, license: str) -> tuple[System, list[Acc
         vision=vision,
         projection=projection,
         contrastive=kind == "clip",
-        activation="quick_gelu" if (tower or {}).get("hidden_act", "quick_gelu") == "quick_gelu" else "gelu",
+        activation="quick_gelu" if tower.get("hidden_act", "quick_gelu") == "quick_gelu" else "gelu",
         embedding="raw",
         **read_image_statistics(folder / "preprocessor_config.json"),
     )
@@ -174,8 +185,8 @@ def import_clip(folder: Path, name: str, license: str) -> tuple[System, list[Acc
         # transformers 5 names a tower without projection from its own root.
         entries = [dataclasses.replace(entry, theirs=entry.theirs.partition(".")[2]) for entry in entries]
     encoder, accounts = clip_encoder(spec, [(tensors, entries)])
-    about: Any = {"name": name, "license": license, "description": f"imported {kind}"}
-    return imported_system(encoder, {}, **about, tokenizer=tokenizer), accounts
+    about = f"imported {kind}"
+    return imported_system(encoder, {}, name=name, license=license, description=about, tokenizer=tokenizer), accounts
 
 
 def clip_encoder(

@@ -10,7 +10,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +75,7 @@ def import_towers(folder: Path, eos_id: int, processor: str = "feature_extractor
     text = hf_clip.text_spec(config, where, eos_id)
     sources = [find_weights(folder / "text_encoder", "model")]
     vision = None
-    statistics: dict[str, Any] = {}
+    statistics = hf_clip.ImageStatistics()
     if (folder / "image_encoder").is_dir():
         vision_where = str(folder / "image_encoder" / "config.json")
         vision = hf_clip.vision_spec(read_json(Path(vision_where)), vision_where)
@@ -97,7 +97,7 @@ def import_towers(folder: Path, eos_id: int, processor: str = "feature_extractor
 def import_prior(folder: Path, scheduler: Path) -> tuple[Imported, EmbeddingStats, list[Account]]:
     """Import a `PriorTransformer` with the statistics of z_i that it whitens by."""
     spec = nets.prior_spec(read_json(folder / "config.json"), str(folder / "config.json"))
-    process, clipping = read_scheduler(scheduler, "sample", "small")
+    process, settings = read_scheduler(scheduler, "sample", "small", PRESET["prior"])
     tensors = find_weights(folder, WEIGHTS)
     entries = [*nets.prior_names(spec), *within("stats/", "", nets.STATS)]
     shape = (spec.embed_dim,)
@@ -105,7 +105,6 @@ def import_prior(folder: Path, scheduler: Path) -> tuple[Imported, EmbeddingStat
     mean, std = (jnp.asarray(np.asarray(value, np.float32)) for value in params.pop("stats").values())
     if not bool((std > 0).all()):
         raise UserError(f"{tensors.path}: clip_std holds zeros, so the statistics of z_i were never set; use another")
-    settings = dataclasses.replace(PRESET["prior"], **clipping)
     found = Imported(unclip.prior_stage(spec, process), params, settings)
     return found, EmbeddingStats(mean=mean, std=std), accounts
 
@@ -114,13 +113,12 @@ def import_decoder(folder: Path, text_width: int) -> tuple[Imported, list[Accoun
     """Import the decoder and its text_proj."""
     where, projection = (folder / name / "config.json" for name in ("decoder", "text_proj"))
     spec = nets.decoder_spec(read_json(where), str(where), read_json(projection), str(projection), text_width)
-    process, clipping = read_scheduler(folder / "decoder_scheduler", "epsilon", "learned_range")
+    process, settings = read_scheduler(folder / "decoder_scheduler", "epsilon", "learned_range", PRESET["decoder"])
     sources = [
         (find_weights(folder / "decoder", WEIGHTS), nets.unet_names(spec)),
         (find_weights(folder / "text_proj", WEIGHTS), nets.text_proj_names(spec)),
     ]
     params, accounts = import_params(sources, wanted(spec))
-    settings = dataclasses.replace(PRESET["decoder"], **clipping)
     return Imported(unclip.decoder_stage(spec, process), params, settings), accounts
 
 
@@ -130,22 +128,24 @@ def import_upsampler(folder: Path, low_res_size: int) -> tuple[Imported, list[Ac
     specs = [nets.upsampler_spec(read_json(path / "config.json"), str(path / "config.json")) for path in paths]
     if specs[0] != specs[1]:
         raise UserError(f"{paths[0]} and {paths[1]} differ in more than weights; only equal networks are known")
-    process, clipping = read_scheduler(folder / "super_res_scheduler", "epsilon", "small")
+    process, settings = read_scheduler(folder / "super_res_scheduler", "epsilon", "small", PRESET["upsampler_0"])
     network = TimestepExperts(expert=specs[0], boundaries=(1.0,))
     sources: list[tuple[Tensors, Sequence[Entry]]] = [
         (find_weights(path, WEIGHTS), within(f"expert_{i}/", "", nets.unet_names(specs[0])))
         for i, path in enumerate(paths)
     ]
     params, accounts = import_params(sources, wanted(network))
-    settings = dataclasses.replace(PRESET["upsampler_0"], **clipping)
     low_res = LowRes(scale=specs[0].image_size // low_res_size)
     return Imported(unclip.upsampler_stage(network, process, low_res), params, settings), accounts
 
 
 def read_scheduler(
-    folder: Path, prediction: Literal["sample", "epsilon"], variance: Literal["small", "learned_range"]
-) -> tuple[ProcessSpec, dict[str, Any]]:
-    """Read an `UnCLIPScheduler`'s config as a process, and as the sampling settings that keep x_0 in range."""
+    folder: Path,
+    prediction: Literal["sample", "epsilon"],
+    variance: Literal["small", "learned_range"],
+    settings: SamplingSettings,
+) -> tuple[ProcessSpec, SamplingSettings]:
+    """Read an `UnCLIPScheduler`'s config as a process, and as `settings` that keep x_0 in its range."""
     path = folder / "scheduler_config.json"
     defaults = {
         "num_train_timesteps": 1000,
@@ -171,5 +171,5 @@ def read_scheduler(
         variance=variance,
     )
     if not field(config, "clip_sample", bool, str(path)):
-        return process, {"threshold": "none"}
-    return process, {"limit": field(config, "clip_sample_range", float, str(path))}
+        return process, dataclasses.replace(settings, threshold="none")
+    return process, dataclasses.replace(settings, limit=field(config, "clip_sample_range", float, str(path)))

@@ -3,14 +3,13 @@
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from unclip_jax.convert.layouts import Entry
 from unclip_jax.convert.tensor_files import Tensors
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.typing import Params
+from unclip_jax.core.typing import HasShape, Params
 from unclip_jax.models.base import Network
 from unclip_jax.models.parameters import flatten, identity, unflatten
 from unclip_jax.stages.diffusion import DiffusionStage
@@ -31,7 +30,7 @@ class LazyArray:
     shape: Shape
     read: Callable[[], np.ndarray]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         array = self.read()
         return array if dtype is None else array.astype(dtype, copy=bool(copy))
 
@@ -129,7 +128,7 @@ def import_params(
     return unflatten(found), accounts
 
 
-def export_tensors(entries: Sequence[Entry], params: Mapping[str, Any]) -> dict[str, LazyArray]:
+def export_tensors(entries: Sequence[Entry], params: Mapping[str, HasShape]) -> dict[str, LazyArray]:
     """Return their state dict, made of our parameters by path."""
     exported = {}
     for entry in entries:

@@ -6,10 +6,9 @@ nothing, so there the sizes are read off the tensors; heads are 64 wide in all o
 
 import math
 from pathlib import Path
-from typing import Any
 
-from unclip_jax.convert.config_files import expect, field, fields
-from unclip_jax.convert.hf_clip import clip_encoder, read_tokenizer
+from unclip_jax.convert.config_files import Config, expect, field, fields, per_channel
+from unclip_jax.convert.hf_clip import ImageStatistics, clip_encoder, read_tokenizer
 from unclip_jax.convert.layouts import LINEAR, SAME, Entry, linear, norm, patches, share, within
 from unclip_jax.convert.mapping import Account, imported_system
 from unclip_jax.convert.tensor_files import Tensors, open_file, read_json
@@ -58,7 +57,7 @@ def _blocks(ours: str, theirs: str, depth: int) -> list[Entry]:
     return entries
 
 
-def spec_of_config(config: dict[str, Any], where: str, eos_id: int) -> CLIPSpec:
+def spec_of_config(config: Config, where: str, eos_id: int) -> CLIPSpec:
     """Translate the `model_cfg` and `preprocess_cfg` of open_clip_config.json to ours."""
     model = field(config, "model_cfg", dict, where)
     vision, text = fields(model, ("vision_cfg", "text_cfg"), dict, where)
@@ -71,10 +70,12 @@ def spec_of_config(config: dict[str, Any], where: str, eos_id: int) -> CLIPSpec:
     head_width, ratio = vision.get("head_width", HEAD_WIDTH), vision.get("mlp_ratio", 4.0)
     names = ("vocab_size", "context_length", "width", "layers", "heads")
     vocab_size, context, text_width, text_depth, text_heads = fields(text, names, int, where)
-    preprocess = config.get("preprocess_cfg") or {}
-    statistics: dict[str, Any] = {
-        f"image_{name}": tuple(map(float, preprocess[name])) for name in ("mean", "std") if name in preprocess
-    }
+    preprocess = field(config, "preprocess_cfg", dict, where, {})
+    statistics = ImageStatistics()
+    if "mean" in preprocess:
+        statistics["image_mean"] = per_channel(preprocess, "mean", where)
+    if "std" in preprocess:
+        statistics["image_std"] = per_channel(preprocess, "std", where)
     mlp_width = int(width * ratio)
     return CLIPSpec(
         embed_dim=field(model, "embed_dim", int, where),
@@ -156,8 +157,8 @@ def import_open_clip(
         spec = spec_of_shapes(tensors, tokenizer.eos_id)
     check_end(spec, tokenizer, source)
     encoder, accounts = clip_encoder(spec, [(tensors, names(spec))], IGNORED)
-    about: Any = {"name": name, "license": license, "description": "imported OpenCLIP"}
-    return imported_system(encoder, {}, **about, tokenizer=tokenizer), accounts
+    about = "imported OpenCLIP"
+    return imported_system(encoder, {}, name=name, license=license, description=about, tokenizer=tokenizer), accounts
 
 
 def check_end(spec: CLIPSpec, tokenizer: Tokenizer, source: Path) -> None:

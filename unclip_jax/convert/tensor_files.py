@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from unclip_jax.bundle.safetensors_file import open_safetensors, shapes_in
 from unclip_jax.convert.torch_file import TorchFile
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import JsonDict
 
 
 @runtime_checkable
@@ -49,9 +50,10 @@ class Shards:
 
     def __init__(self, index: Path):
         self.path = index
-        placed = read_json(index).get("weight_map")
-        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
             raise UserError(f"{index} has no weight_map; copy it again")
+        placed = {name: str(shard) for name, shard in weight_map.items()}
         files = {}
         for shard in sorted(set(placed.values())):
             if Path(shard).name != shard:
@@ -101,7 +103,7 @@ def find_weights(folder: Path, stem: str) -> Tensors:
     raise UserError(f"{folder} holds no weights; expected {names[0]}, its index, or {names[-2]}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonDict:
     """Read a JSON object from a file; UserError where there is none."""
     try:
         data = json.loads(path.read_text("utf-8"))

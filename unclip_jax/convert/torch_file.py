@@ -13,8 +13,8 @@ import math
 import pickle
 import struct
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -59,15 +59,17 @@ class _Tensor:
 class _Module:
     """Stands for a TorchScript module: its attributes and nothing that could run."""
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.state = state
 
 
-def _rebuild_tensor(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> _Tensor:
+def _rebuild_tensor(
+    storage: _Storage, offset: int, shape: Iterable[int], strides: Iterable[int], *_: object
+) -> _Tensor:
     return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
 
-def _rebuild_parameter(data: _Tensor, *_: Any) -> _Tensor:
+def _rebuild_parameter(data: _Tensor, *_: object) -> _Tensor:
     return data
 
 
@@ -76,7 +78,7 @@ class _TensorsOnly(pickle.Unpickler):
         super().__init__(file)
         self._path = path
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         allowed = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -94,7 +96,7 @@ class _TensorsOnly(pickle.Unpickler):
             "Save its state_dict alone, or as safetensors"
         )
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: object) -> _Storage:
         match pid:
             case ("storage", np.dtype() as dtype, str() as key, str(), int() as length):
                 return _Storage(key, dtype, length)
@@ -150,7 +152,7 @@ class TorchFile:
         strides = tuple(step * storage.dtype.itemsize for step in tensor.strides)
         return np.array(np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides))
 
-    def _collect(self, value: Any, name: str) -> None:
+    def _collect(self, value: object, name: str) -> None:
         if isinstance(value, _Tensor):
             self._tensors[name] = value
         elif isinstance(value, _Module):
