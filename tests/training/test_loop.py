@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from tests.helpers import assert_trees_equal
 from tests.training.toy import FROZEN, Toy, batches, config
 from unclip_jax.core.errors import UserError
 from unclip_jax.training.checkpoint import FOLDER, load_params
+from unclip_jax.training.lock import FILE as LOCK
 from unclip_jax.training.loop import train
 from unclip_jax.training.metrics import FILE
 
@@ -167,6 +169,26 @@ def test_data_that_stop_coming(tmp_path):
     assert done.returncode == 75
     assert done.stderr.splitlines()[-1].startswith("process 0 of 1: no step finished for 3 s after step 6; another")
     assert "step 6/14" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_same_command_twice(straight, tmp_path):
+    """The second is refused in one line, and the first never knows."""
+    command = [sys.executable, "-m", "tests.training.toy", str(tmp_path), str(STEPS), "wait=7"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    while not (tmp_path / FOLDER / "5").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    second = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert second.returncode == 2
+    assert second.stderr.startswith(f"error: {tmp_path} is being trained by process {first.pid} of ")
+    assert second.stderr.endswith("or take the run over with --run.take-over\n") and second.stderr.count("\n") == 1
+    (tmp_path / "go").touch()
+    _, err = first.communicate(timeout=120)
+    assert (first.returncode, err) == (0, "")
+    assert logged(tmp_path) == straight[1]
+    assert not (tmp_path / LOCK).exists()
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
 """A small stage for the tests of training, an MLP that predicts noise, and a process that runs it.
 
-    python -m tests.training.toy WORKDIR STEPS {die_saving | term_at | hang}=STEP
+    python -m tests.training.toy WORKDIR STEPS {die_saving | term_at | hang | wait}=STEP
 
 saves every 5 steps, and kills itself (SIGKILL) while the checkpoint of step `die_saving` is being written, or sends
-itself SIGTERM before the step that follows step `term_at`, or gets no more data there (`hang`).
+itself SIGTERM before the step that follows step `term_at`, or gets no more data there (`hang`), or none until there is
+a file WORKDIR/go (`wait`).
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +109,9 @@ def main():
         for step, batch in enumerate(batches(start_step), start_step):
             if step == int(at) and fate == "hang":
                 time.sleep(100)
+            elif step == int(at) and fate == "wait":
+                while not (Path(workdir) / "go").exists():
+                    time.sleep(0.02)
             elif step == int(at):
                 os.kill(os.getpid(), {"die_saving": signal.SIGKILL, "term_at": signal.SIGTERM}[fate])
             yield batch

@@ -48,7 +48,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What a run may change when it carries on. The rest decides the numbers, so it belongs to the run.
 _MAY_CHANGE = (
     "run.workdir", "run.steps", "run.*_every", "run.keep", "run.keep_period", "run.mesh.*", "run.cluster.*",
-    "run.hang_timeout", "run.backend", "run.tensorboard", "run.profile",
+    "run.hang_timeout", "run.backend", "run.tensorboard", "run.profile", "run.take_over",
     "optim.learning_rate", "optim.clip_norm", "optim.accumulate", "optim.on_nonfinite", "optim.max_skips",
 )  # fmt: skip
 

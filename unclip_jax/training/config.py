@@ -106,6 +106,8 @@ class RunConfig:
     """Also write the metrics and previews for TensorBoard, if tensorboardX is installed."""
     profile: int = 0
     """Steps to trace for xprof into workdir/profile, after the first ten of this process; 0 traces none."""
+    take_over: bool = False
+    """Take the run from another process that is training it, which then stops without saving."""
 
     def __post_init__(self):
         _require(bool(self.workdir), "workdir is empty; name a folder for the run")

@@ -1,8 +1,8 @@
 """The training loop of every stage: resume, compile, step, log, save.
 
-A run is a folder (`RunConfig.workdir`): config.json, metrics.jsonl, checkpoints/, samples/, tensorboard/, profile/.
-Starting it again carries on from its newest checkpoint, bit for bit as if it had never stopped. On several hosts every
-process runs this loop over its rows of each batch; the first of them writes.
+A run is a folder (`RunConfig.workdir`): config.json, metrics.jsonl, checkpoints/, samples/, tensorboard/, profile/, and
+lock.json while a process trains it. Starting it again carries on from its newest checkpoint, bit for bit as if it had
+never stopped. On several hosts every process runs this loop over its rows of each batch; the first of them writes.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from unclip_jax.stages.encoders import frozen_shardings
 from unclip_jax.stages.stage import Stage
 from unclip_jax.training.checkpoint import Checkpoints, Meta
 from unclip_jax.training.config import OptimConfig, RunConfig
+from unclip_jax.training.lock import hold
 from unclip_jax.training.metrics import DeferredMetrics, MetricLogger
 from unclip_jax.training.state import State, abstract_state, init, start_from, state_shardings
 from unclip_jax.training.step import make_step
@@ -65,12 +66,13 @@ def train(
     SIGTERM and SIGINT end the step, save and leave with SystemExit(0). Raises UserError for a loss that is
     not finite (see `OptimConfig.on_nonfinite`), a full disk, a config that differs from the run's, and data
     that ends too early. Where another process is gone, or no step ends within `run.hang_timeout`, this one leaves with
-    status 75, see `Watchdog`.
+    status 75, see `Watchdog`. Another process that trains in the folder is a UserError too, see `lock`.
     """
     mesh = make_mesh(run.mesh)
     workdir = open_folder(run.workdir)
-    checkpoints = Checkpoints(run.workdir, meta=meta, keep=run.keep, keep_period=run.keep_period)
     with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(hold(run))
+        checkpoints = Checkpoints(run.workdir, meta=meta, keep=run.keep, keep_period=run.keep_period)
         stack.callback(checkpoints.close)
 
         abstract = abstract_state(stage, optim, mesh)
@@ -123,11 +125,15 @@ def train(
             with profiler.step(step):
                 state, metrics = run_step(state, frozen, compiled.put(batch))
                 settle(delayed.swap(step, metrics))
+            if lock is not None:
+                lock.check()
 
             stopping = stop.received or checkpoints.reached_preemption(step)
             if stopping or step % run.save_every == 0 or step == run.steps:
                 # Settled first: a state whose own step failed is never saved.
                 settle(delayed.take())
+                if lock is not None:
+                    lock.check(read=True)
                 checkpoints.save(step, state, logger.window)
                 watchdog.alive(step)
             if preview is not None and run.sample_every and step % run.sample_every == 0:

@@ -21,6 +21,7 @@ from unclip_jax.training import loop, remarks
 from unclip_jax.training.belongings import Belongings
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.encoders import FrozenEncoder
+from unclip_jax.training.lock import hold
 from unclip_jax.training.origin import find_origin
 from unclip_jax.training.preview import make_preview
 from unclip_jax.training.stage_configs import CLIPConfig, Config
@@ -35,8 +36,14 @@ def train(config: Config) -> State:
     """Train what `config` describes, or carry on from the run's newest checkpoint; see `loop.train`.
 
     Raises:
-        UserError: an encoder, the data or the weights to start from are missing, and whatever `loop.train` raises.
+        UserError: another process trains the run, an encoder, the data or the weights to start from are missing, and
+            whatever `loop.train` raises.
     """
+    with hold(config.run):
+        return _train(config)
+
+
+def _train(config: Config) -> State:
     encoders = {name: FrozenEncoder.load(name, where) for name, where in config.encoder_paths().items()}
     networks = {name: each.encoder.network for name, each in encoders.items()}
     source = config.data.open(captions=config.batch(networks).context is not None)
