@@ -192,7 +192,7 @@ def _split(state: State) -> dict[str, PyTree]:
 
 
 def _restore(item: epath.Path, abstract: PyTree) -> Any:
-    with compared(_digests(item)):
+    with compared(_share(_digests(item))):
         # Not by the manager: one process that cannot read must not leave the others waiting.
         return ocp.StandardCheckpointHandler().restore(item, args=ocp.args.StandardRestore(abstract))
 
@@ -224,12 +224,16 @@ def _write_digests(item: epath.Path, name: str, files: list[Path]) -> None:
 
 
 def _digests(item: epath.Path) -> dict[Path, str]:
-    """Return what this process is to compare: its share of all that is known about the files of an item."""
+    """Return what is known about the files of an item."""
     if is_remote(item) or not (item / DIGESTS).exists():
         return {}
     folder = Path(item)
     known = json.loads((folder / DIGESTS).read_text("utf-8"))
     for name in [name for name in known if name.startswith("digests.")]:
         known |= json.loads((folder / name).read_text("utf-8"))
-    shared = [(folder / name, digest) for name, digest in sorted(known.items())]
-    return dict(shared[jax.process_index() :: jax.process_count()])
+    return {folder / name: digest for name, digest in known.items()}
+
+
+def _share(known: dict[Path, str]) -> dict[Path, str]:
+    """Return what this process compares where all of them read an item."""
+    return dict(sorted(known.items())[jax.process_index() :: jax.process_count()])
