@@ -6,7 +6,8 @@ STAMP := $(VENV)/.stamp
 # More workers than this spend their time importing jax.
 WORKERS ?= 4
 PYTEST_ARGS ?=
-PYTEST = $(PY) -m pytest -n auto --maxprocesses $(WORKERS) --dist loadfile
+# Files in the order of tests/conftest.py, which begins with the longest.
+PYTEST = $(PY) -m pytest -n auto --maxprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Tests that compare numbers with a bound, which must hold however a processor computes them.
 NUMERIC := tests/nn tests/models tests/diffusion tests/images tests/parallel tests/convert/test_goldens.py \
   tests/convert/test_sampling.py tests/editing/test_interpolation.py tests/editing/test_latents.py \

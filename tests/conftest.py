@@ -8,6 +8,7 @@ import ctypes
 import gc
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -66,6 +67,12 @@ class Memory:
 
 def pytest_configure(config):
     config.pluginmanager.register(Memory(), "memory")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts files of many slow tests first: begun last, one of them keeps a single worker busy when all others rest."""
+    long = Counter(item.path for item in items if any(map(item.get_closest_marker, ("slow", "multihost"))))
+    items.sort(key=lambda item: -long[item.path])
 
 
 # What is ours is imported in the fixtures: the checks of shapes are put in when a module is first imported.
