@@ -68,6 +68,35 @@ def test_resumed_file_equals_the_unbroken_one(tmp_path):
     assert without_rate(broken) == without_rate(whole)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe\x00",
+        b'{"step": 2, "lo\xe9ss": 1}',
+        b"[[" * 100_000,
+        b'{"step": "2"}',
+        b"null",
+        b'{"step": ' + b"9" * 5000,
+    ],
+    ids=["bytes", "Latin-1", "deep", "text", "null", "digits"],
+)
+def test_a_damaged_file_loses_its_damaged_lines(tmp_path, damage):
+    feed(make_logger(tmp_path), 1, 6)
+    whole = (tmp_path / FILE).read_bytes()
+    first, *rest = whole.splitlines(keepends=True)
+    (tmp_path / FILE).write_bytes(b"".join([first, damage, b"\n", *rest]))
+    feed(make_logger(tmp_path, start_step=6), 7, 8)
+    assert (tmp_path / FILE).read_bytes() == whole
+
+
+def test_a_file_that_cannot_be_read_begins_anew(tmp_path, capsys):
+    (tmp_path / FILE).mkdir()
+    feed(make_logger(tmp_path), 1, 3)
+    assert lines(tmp_path)[-1]["step"] == 3
+    assert "metrics.jsonl cannot be read (Is a directory); it begins anew" in capsys.readouterr().out
+    assert (tmp_path / f"{FILE}.unreadable").is_dir()
+
+
 def test_one_line_on_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     logger = make_logger(tmp_path)
@@ -106,6 +135,42 @@ def test_tensorboard(tmp_path):
     assert b"loss" in content and b"samples" in content and b"accuracy" not in content
 
 
+class FullDisk:
+    """A file that takes so many bytes."""
+
+    def __init__(self, path, room):
+        self.path, self.room = path, room
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(28, "No space left on device", self.path)
+
+    def flush(self):
+        if self.room < 0:
+            raise OSError(28, "No space left on device", self.path)
+
+    def close(self):
+        self.flush()
+
+
+@pytest.mark.parametrize("room", [10, 100, 200])
+def test_tensorboard_on_a_full_disk_is_given_up_in_one_line(tmp_path, capsys, monkeypatch, room):
+    """And keeps nobody waiting: there are more events than tensorboardX's own queue holds."""
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: FullDisk(path, room))
+    feed(make_logger(tmp_path, tensorboard=True, log_every=1, steps=40), 1, 40)
+    assert len(lines(tmp_path)) == 40
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.count("tensorboard cannot be written (No space left on device); TensorBoard gets no more of it") == 1
+
+
+def test_tensorboard_without_a_folder(tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("")
+    feed(make_logger(tmp_path, tensorboard=True), 1, 3)
+    assert "tensorboard cannot be written (" in capsys.readouterr().out
+
+
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
     """gs:// paths that are files under tmp_path / "gs:", and (name, text) of everything that is written to them."""
@@ -121,7 +186,7 @@ def bucket(tmp_path, monkeypatch):
 
     kind = type(epath.Path("gs://b"))
     monkeypatch.setattr(kind, "exists", lambda path: place(path).exists())
-    monkeypatch.setattr(kind, "read_text", lambda path: place(path).read_text())
+    monkeypatch.setattr(kind, "read_bytes", lambda path: place(path).read_bytes())
     monkeypatch.setattr(kind, "write_text", write_text)
     return written
 

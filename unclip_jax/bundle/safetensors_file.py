@@ -54,7 +54,7 @@ class Stored:
         if not np.isfinite(stored).all():
             if np.isfinite(value).all():
                 raise UserError(f"{self.name} does not fit in {self.dtype.name}; store it as bfloat16")
-            raise UserError(f"{self.name} is not finite; take an earlier checkpoint")
+            raise UserError(f"{self.name} is not finite; take other weights, those of an earlier checkpoint")
         return stored
 
 

@@ -5,7 +5,6 @@ step are fetched only when the next step has been dispatched, so that logging ne
 """
 
 import functools
-import importlib
 import itertools
 import json
 import math
@@ -20,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from unclip_jax.core.files import atomic_write
+from unclip_jax.training.board import open_board
 from unclip_jax.training.config import RunConfig
 from unclip_jax.training.workdir import is_remote, open_folder
 
@@ -51,7 +51,7 @@ class MetricLogger:
         if not quiet:
             path = open_folder(run.workdir) / FILE
             self._file = _BucketFile(path, start_step) if is_remote(path) else _File(Path(path), start_step)
-            self._board = _tensorboard(run, start_step) if run.tensorboard else None
+            self._board = open_board(run, start_step) if run.tensorboard else None
 
     @property
     def window(self) -> dict[str, list[float]]:
@@ -80,7 +80,7 @@ class MetricLogger:
     def image(self, step: int, grid: np.ndarray) -> None:
         """Show a uint8 image [h w 3] in TensorBoard."""
         if self._board is not None:
-            self._board.add_image("samples", grid, step, dataformats="HWC")
+            self._board.image("samples", grid, step)
 
     def timed(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
         """Return a function whose first call says that it compiles `what`, and then how long that took."""
@@ -123,7 +123,7 @@ class MetricLogger:
         if self._board is not None:
             for name, value in means.items():
                 if value is not None:
-                    self._board.add_scalar(name, value, step)
+                    self._board.scalar(name, value, step)
         self._print(step, means, rate)
 
     def _print(self, step: int, means: dict[str, float | None], rate: float | None) -> None:
@@ -164,9 +164,11 @@ class _File:
 
     def __init__(self, path: Path, start_step: int):
         if path.exists():
-            kept = _lines_up_to(start_step, path.read_text(encoding="utf-8"))
+            kept = _lines_up_to(start_step, _content(epath.Path(path)))
+            if path.is_dir():
+                path.rename(path.with_name(f"{FILE}.unreadable"))
             with atomic_write(path) as draft:
-                draft.write_text(kept, encoding="utf-8")
+                draft.write_bytes(kept)
         self._file = open(path, "a", encoding="utf-8")
 
     def write(self, line: str) -> None:
@@ -182,7 +184,7 @@ class _BucketFile:
 
     def __init__(self, path: epath.Path, start_step: int):
         self._path = path
-        self._text = _lines_up_to(start_step, path.read_text()) if path.exists() else ""
+        self._text = _lines_up_to(start_step, _content(path)).decode() if path.exists() else ""
         self._uploaded = time.monotonic()
 
     def write(self, line: str) -> None:
@@ -195,31 +197,26 @@ class _BucketFile:
         self._uploaded = time.monotonic()
 
 
-def _lines_up_to(step: int, text: str) -> str:
+def _content(path: epath.Path) -> bytes:
+    """Return what a file holds, nothing where it cannot be read: it stops no run whose checkpoint is sound."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        print(f"{path} cannot be read ({error.strerror or error}); it begins anew", flush=True)
+        return b""
+
+
+def _lines_up_to(step: int, content: bytes) -> bytes:
     """Return the whole lines up to `step`; a run that lost some steps writes them again."""
     kept = []
-    for line in text.splitlines(keepends=True):
+    for line in content.splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            if line.endswith(b"\n") and json.loads(line.decode("utf-8"))["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            # A line that a killed process left half written.
+        except (ValueError, KeyError, TypeError, RecursionError):
+            # A line that a killed process left half written, or that is damaged.
             continue
-    return "".join(kept)
-
-
-def _tensorboard(run: RunConfig, start_step: int):
-    folder, needed = str(open_folder(run.workdir) / "tensorboard"), "tensorboardX"
-    try:
-        from tensorboardX import SummaryWriter
-
-        if folder.startswith("gs://"):
-            needed = "google-cloud-storage"
-            importlib.import_module("google.cloud.storage")
-    except ImportError:
-        print(f"{needed} is not installed: metrics go to metrics.jsonl and the console only", flush=True)
-        return None
-    return SummaryWriter(folder, purge_step=start_step + 1)
+    return b"".join(kept)
 
 
 def _duration(seconds: float) -> str:
