@@ -34,7 +34,8 @@ def one_bad(found, line):
         ),
         ('x.png,"a red circle', None, "is not CSV (a quote is left open)"),
         ('x.png,"a red" circle', None, "is not CSV"),
-        ('x.png,a red circle"",,', "x.png", "has 4 cells"),
+        ('x.png,a red circle"",,', None, "is not CSV (a cell has a quote and none around it)"),
+        ('x.png,a 6" ruler', None, "is not CSV (a cell has a quote and none around it)"),
         ("x.png", "x.png", "has 1 cells"),
         ("x.png,", "x.png", "has no text (or caption)"),
         ("x.png,  ", "x.png", "has an empty text"),
@@ -51,11 +52,29 @@ def test_csv_rows(tmp_path, row, file_name, fault):
     assert bad.file_name == file_name and bad.fault.startswith(fault) and len(found) == 2
 
 
-def test_an_open_quote_costs_one_row(tmp_path):
-    lines = ["text,file_name,id", "one,a.png,1", '"two,b.png,2', "three,c.png,3", '"f""our",d.png,4', "zet,z.png,5"]
+@pytest.mark.parametrize("last", ["three", '"three"', '"th""ree"'])
+@pytest.mark.parametrize("name_first", [True, False])
+def test_an_open_quote_costs_one_row(tmp_path, name_first, last):
+    """Though the next row, or a quote of it, would end the cell."""
+    cells = [("a.png", "one"), ("b.png", '"two'), ("c.png", last), ("z.png", "zet")]
+    lines = [
+        ",".join(("name", *pair) if name_first else ("name", *pair[::-1])) for pair in (("file_name", "text"), *cells)
+    ]
     found = rows(tmp_path, "metadata.csv", "\n".join(lines))
     assert one_bad(found, 3).fault.startswith("is not CSV")
-    assert [row.captions for row in found if row.fault is None] == [("one",), ("three",), ('f"our',), ("zet",)]
+    assert [row.captions for row in found if row.fault is None] == [
+        ("one",),
+        (last.strip('"').replace('""', '"'),),
+        ("zet",),
+    ]
+
+
+def test_a_cell_that_swallows_a_row_costs_both(tmp_path):
+    found = rows(
+        tmp_path, "metadata.csv", 'file_name,text\na.png,"one\nb.png,two"\nc.png,"three\nand, more"\nz.png,zet\n'
+    )
+    assert [row.line for row in found if row.fault is not None] == [2, 3]
+    assert [row.captions for row in found if row.fault is None] == [("three\nand, more",), ("zet",)]
 
 
 def test_quoted_cells_of_several_lines_are_text(tmp_path):

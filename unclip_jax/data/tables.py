@@ -129,42 +129,46 @@ def _csv_cells(lines: list[str], header: list[str]) -> Iterator[tuple[int, list[
             continue
         try:
             cells = next(csv.reader(record, strict=True))
+            text = "".join(lines[record.start : record.end])
+            if any('"' in cell and '"{}"'.format(cell.replace('"', '""')) not in text for cell in cells):
+                raise csv.Error("a cell has a quote and none around it")
         except csv.Error as error:
-            yield record.start + 1, f"is not CSV ({error}); write a quote inside quotes twice"
+            yield record.start + 1, f"is not CSV ({error}); put quotes around text with quotes, and write those twice"
             record.end = record.start + 1
         else:
             yield record.start + 1, cells
 
 
 class _Record(Iterator[str]):
-    """The lines of one record, from `start` to before `end`: as many as `csv` asks for, but no other whole row."""
+    """The lines of one record, from `start` to before `end`: as many as `csv` asks for, but none of another record."""
 
     def __init__(self, lines: list[str], header: list[str]):
         self._lines, self._header = lines, header
+        self._rows = 0
         self.start = self.end = 0
 
     def __next__(self) -> str:
         if self.end == len(self._lines):
             raise StopIteration
-        line = self._lines[self.end]
-        if self.end > self.start and _reads_like_a_row(line, self._header):
-            raise csv.Error("a quote is left open")
+        if self.end > self.start:
+            if self.end == self.start + 1:
+                self._rows = self._reads_like_a_row(self.start)
+            self._rows += self._reads_like_a_row(self.end)
+            # A cell of several lines leaves one that does: the first, or the last where the file's name comes after it.
+            if self._rows > 1:
+                raise csv.Error("a quote is left open")
         self.end += 1
-        return line
+        return self._lines[self.end - 1]
 
-
-def _reads_like_a_row(line: str, header: list[str]) -> bool:
-    """Return whether a line that a quoted cell has run into is a whole row, with the name of an image in its place."""
-    try:
-        cells = next(csv.reader([line], strict=True), [])
-    except csv.Error:
+    def _reads_like_a_row(self, number: int) -> bool:
+        """Return whether a line would be a row if its quotes were not there."""
+        line = self._lines[number]
+        for cells in (next(csv.reader([line])), line.replace('"', "").split(",")):
+            if len(cells) == len(self._header) > 0:
+                name = cells[self._header.index("file_name")]
+                if name.strip().lower().endswith(IMAGE_SUFFIXES):
+                    return True
         return False
-    # The last line of a cell has the quote that ends it.
-    return (
-        len(cells) == len(header) > 0
-        and cells[header.index("file_name")].lower().endswith(IMAGE_SUFFIXES)
-        and not any('"' in cell for cell in cells)
-    )
 
 
 def _row(line: int, cells: JsonDict) -> Row:

@@ -21,17 +21,18 @@ NOTABLE = 0.05
 def of_sizes(stage: Stage, spec: BatchSpec, num_records: int, microbatches: int) -> Iterator[str]:
     """Yield what the sizes alone say."""
     contrastive = isinstance(stage, ContrastiveStage)
-    if spec.batch_size > num_records:
-        each = f"about {spec.batch_size / num_records:.0f} times" if num_records > 1 else f"{spec.batch_size} times"
-        harm = ", and the loss takes copies of a pair for negatives" if contrastive else ""
+    if contrastive and min(spec.batch_size // microbatches, num_records) == 1 and not spec.negatives:
         yield (
-            f"a batch of {spec.batch_size} is more than the data, {num_records} pictures: each is in it {each}{harm}; "
-            f"--data.batch-size {num_records} has each once"
+            "a pair that is compared with no other teaches CLIP nothing; "
+            "train on more pictures, raise --data.batch-size, or lower --optim.accumulate"
         )
-    if contrastive and spec.batch_size == microbatches and not spec.negatives:
+    elif spec.batch_size > num_records:
+        data = f"the data, {num_records} picture{'s' * (num_records > 1)}"
+        harm = ", and the loss takes copies of a pair for negatives" if contrastive else ""
+        each = f"{spec.batch_size / num_records:.3g} times"
         yield (
-            "a pair that is compared with no other teaches CLIP nothing, and the loss is 0; "
-            "raise --data.batch-size, or lower --optim.accumulate"
+            f"a batch of {spec.batch_size} is more than {data}: each is in it {each}{harm}; "
+            f"--data.batch-size {num_records} has each once"
         )
 
 
