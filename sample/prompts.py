@@ -3,6 +3,9 @@
 from pathlib import Path
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.reading import MIB, read_text
+
+MAX_PROMPT_BYTES = 16 * MIB
 
 
 def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
@@ -13,7 +16,7 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
         lines = [prompt or ""]
     else:
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(file, MAX_PROMPT_BYTES, "utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {file}: {error}; give a UTF-8 text file") from error
     return [line.strip() for line in lines if line.strip()] or [""]

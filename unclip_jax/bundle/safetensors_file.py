@@ -15,19 +15,39 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.reading import MIB, check_regular, parse_json
 from unclip_jax.core.typing import HasShape
 
+MAX_HEADER, MAX_TENSORS = 4 * MIB, 10_000
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def open_safetensors(path: Path, owner: str) -> safe_open:
-    """Open the library's reader; UserError if the file of that `owner` ("the bundle") is missing or damaged."""
+    """Open the library's reader; UserError if the file of that `owner` ("the bundle") is missing or damaged, or its
+    header goes beyond `MAX_HEADER` and `MAX_TENSORS`."""
     try:
+        check_regular(path)
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER:
+                raise ValueError(f"a header of {length:,} bytes; at most {MAX_HEADER:,} are read")
+            count = len(parse_json(file.read(length).decode()))
+        # The library takes longer for each tensor the more there are.
+        if count > MAX_TENSORS:
+            raise ValueError(f"{count:,} tensors; at most {MAX_TENSORS:,} are read")
         return safe_open(path, framework="np")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; copy {owner} again") from error
-    except SafetensorError as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}); copy {owner} again") from error
+
+
+def read_tensor(file: safe_open, name: str, path: Path) -> np.ndarray:
+    """Read a tensor of an open file; UserError for one that no array can hold: of another type, or too many axes."""
+    try:
+        return file.get_tensor(name)
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: tensor {name} cannot be read ({error}); store it as float32") from error
 
 
 def shapes_in(file: safe_open) -> dict[str, tuple[int, ...]]:

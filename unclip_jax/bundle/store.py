@@ -17,11 +17,12 @@ from safetensors import safe_open
 from unclip_jax.bundle import format_1
 from unclip_jax.bundle.check import as_written, check_fit, check_tensors
 from unclip_jax.bundle.config import FORMAT, BundleConfig, EncoderConfig, StageConfig
-from unclip_jax.bundle.safetensors_file import Stored, open_safetensors, shapes_in, write_safetensors
+from unclip_jax.bundle.safetensors_file import Stored, open_safetensors, read_tensor, shapes_in, write_safetensors
 from unclip_jax.core.config import suggest
 from unclip_jax.core.digests import file_digest
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.files import atomic_write
+from unclip_jax.core.reading import parse_json, read_text
 from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.samplers import X0Variance
 from unclip_jax.models.base import Network
@@ -263,8 +264,8 @@ def verify_files(folder: Path) -> None:
 def _read_config(folder: Path) -> BundleConfig:
     path = folder / CONFIG
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        data = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not JSON: {error}; copy the bundle again") from error
     found = data.get("format") if isinstance(data, dict) else None
     if found == 1:
@@ -286,7 +287,7 @@ def _read_stats(path: Path, network: Network) -> EmbeddingStats:
         found = {name: shape for name, shape in shapes_in(file).items() if name.startswith(STATS)}
         shape = (network.shared_sizes()["embed_dim"],)
         check_tensors(str(path), found, {f"{STATS}mean": shape, f"{STATS}std": shape})
-        stats = {name: file.get_tensor(name) for name in found}
+        stats = {name: read_tensor(file, name, path) for name in found}
     check_finite(str(path), stats)
     return EmbeddingStats(**{name.removeprefix(STATS): value for name, value in stats.items()})
 
@@ -300,7 +301,7 @@ def _read_basis(path: Path, network: Network) -> Basis:
         found = shapes_in(file)
         count, width = found.get("components", (0,))[0], network.shared_sizes()["embed_dim"]
         check_tensors(str(path), found, {"mean": (width,), "components": (count, width), "variance": (count,)})
-        basis = {name: file.get_tensor(name) for name in found}
+        basis = {name: read_tensor(file, name, path) for name in found}
     check_finite(str(path), basis)
     return Basis(**{name: jnp.asarray(value) for name, value in basis.items()})
 
@@ -316,7 +317,7 @@ def _read_params(network: Network, path: Path, dtype: DTypeLike, weights: bool) 
 
 def _read_tensor(path: Path, name: str, file: safe_open, dtype: np.dtype) -> jax.Array:
     # Converted on the host: on the device every shape would be one more program to compile.
-    value = file.get_tensor(name).astype(dtype, copy=False)
+    value = read_tensor(file, name, path).astype(dtype, copy=False)
     check_finite(str(path), {name: value})
     return jnp.asarray(value)
 

@@ -1,15 +1,15 @@
 """Files of named tensors, read one tensor at a time: safetensors, sharded or not, and what `torch.save` wrote."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from unclip_jax.bundle.safetensors_file import open_safetensors, shapes_in
+from unclip_jax.bundle.safetensors_file import open_safetensors, read_tensor, shapes_in
 from unclip_jax.convert.torch_file import TorchFile
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.reading import parse_json, read_text
 from unclip_jax.core.typing import JsonDict
 
 
@@ -42,7 +42,7 @@ class SafetensorsFile:
 
     def read(self, name: str) -> np.ndarray:
         with open_safetensors(self.path, "it") as file:
-            return file.get_tensor(name)
+            return read_tensor(file, name, self.path)
 
 
 class Shards:
@@ -106,7 +106,7 @@ def find_weights(folder: Path, stem: str) -> Tensors:
 def read_json(path: Path) -> JsonDict:
     """Read a JSON object from a file; UserError where there is none."""
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = parse_json(read_text(path))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; give the folder of a model as it was downloaded") from error
     except (OSError, ValueError) as error:

@@ -1,27 +1,34 @@
 """Reads what `torch.save` wrote, without torch and without running anything that the file says.
 
 Such a file is a zip archive: NAME/data.pkl, a pickle in which each tensor refers to a storage, and the storages as
-NAME/data/0, NAME/data/1, ... Unpickling runs whatever functions a pickle names; here it may name tensors and
-dictionaries, and nothing else. Storages lie uncompressed in the archive and are mapped, so that one tensor at a time
-is in memory. TorchScript archives (OpenAI's CLIP) are the same with modules in place of dictionaries.
+NAME/data/0, NAME/data/1, ... The pickle may name tensors and dictionaries, and nothing else (`convert.pickles`).
+Storages lie uncompressed in the archive and are mapped, so that one tensor at a time is in memory. TorchScript archives
+(OpenAI's CLIP) are the same with modules in place of dictionaries.
+
+A tensor has at most as many numbers as its storage, and `MAX_RANK` axes; there are at most `MAX_TENSORS`, in `MAX_DEPTH`
+dictionaries in each other, of which `MAX_VISITS` values are looked at: two lists that hold the same list twice, and so
+on, are few bytes and endless to walk.
 """
 
-import collections
 import dataclasses
-import io
 import math
-import pickle
-import struct
-import zipfile
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from unclip_jax.convert import pickles
+from unclip_jax.convert.pickles import PickleError
+from unclip_jax.core.archive import Archive, ArchiveError
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.reading import MAX_DEPTH
 
-MAX_PICKLE_BYTES = 256 * 2**20
+MAX_RANK = 8
+MAX_TENSORS = 100_000
+MAX_VISITS = 300_000
+MAX_NAME = 1_000
+MAX_SIZE = 2**40
 _DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -34,11 +41,6 @@ _DTYPES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-# What the pickle module raises when it is given something else than a pickle, and ours for one that contains itself.
-_UNREADABLE = (
-    pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, KeyError, IndexError, RecursionError,
-)  # fmt: skip
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,37 +58,28 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
+@dataclasses.dataclass
 class _Module:
     """Stands for a TorchScript module: its attributes and nothing that could run."""
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.state = state
+    state: Any = None
 
 
-def _rebuild_tensor(
-    storage: _Storage, offset: int, shape: Iterable[int], strides: Iterable[int], *_: object
-) -> _Tensor:
-    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+class _Torch:
+    """What names mean in a pickle of torch's; see `pickles.Meaning`."""
 
-
-def _rebuild_parameter(data: _Tensor, *_: object) -> _Tensor:
-    return data
-
-
-class _TensorsOnly(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, path: Path):
-        super().__init__(file)
+    def __init__(self, path: Path):
         self._path = path
-
-    def find_class(self, module: str, name: str) -> object:
-        allowed = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-            ("torch", "Size"): tuple,
+        self._functions = {
+            ("collections", "OrderedDict"): self._dictionary,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): self._parameter,
+            ("torch", "Size"): self._size,
         }
-        if (module, name) in allowed:
-            return allowed[module, name]
+
+    def named(self, module: str, name: str) -> Any:
+        if (module, name) in self._functions:
+            return self._functions[module, name]
         if module in ("torch", "torch.storage") and name in _DTYPES:
             return _DTYPES[name]
         if module.startswith("__torch__"):
@@ -96,11 +89,45 @@ class _TensorsOnly(pickle.Unpickler):
             "Save its state_dict alone, or as safetensors"
         )
 
-    def persistent_load(self, pid: object) -> _Storage:
-        match pid:
-            case ("storage", np.dtype() as dtype, str() as key, str(), int() as length):
+    def called(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        if function is _Module:
+            return _Module()
+        # Only what `named` has given out: a pickle may hold no function of another kind.
+        if function not in self._functions.values():
+            raise PickleError("it calls what is no function")
+        return function(*arguments)
+
+    def with_state(self, value: Any, state: Any) -> None:
+        if isinstance(value, _Module):
+            value.state = state
+        elif not isinstance(value, dict):  # a state_dict comes with the versions of its modules
+            raise PickleError("it gives a state to what has none")
+
+    def stored(self, reference: Any) -> _Storage:
+        match reference:
+            case ("storage", np.dtype() as dtype, str() as key, str(), int() as length) if 0 <= length <= MAX_SIZE:
                 return _Storage(key, dtype, length)
         raise UserError(f"{self._path} refers to something that is no storage; save it again with torch.save")
+
+    def _dictionary(self, items: Any = ()) -> dict[Any, Any]:
+        if items != ():
+            raise PickleError("it makes a dictionary of items")
+        return {}
+
+    def _size(self, sizes: Any) -> tuple[int, ...]:
+        if not isinstance(sizes, tuple | list) or len(sizes) > MAX_RANK or any(type(each) is not int for each in sizes):
+            raise PickleError(f"a shape is none of at most {MAX_RANK} whole numbers")
+        return tuple(sizes)
+
+    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+        if not isinstance(storage, _Storage) or type(offset) is not int:
+            raise PickleError("a tensor is made of something that is no storage")
+        return _Tensor(storage, offset, self._size(shape), self._size(strides))
+
+    def _parameter(self, data: Any, *_: Any) -> _Tensor:
+        if not isinstance(data, _Tensor):
+            raise PickleError("a parameter is made of something that is no tensor")
+        return data
 
 
 class TorchFile:
@@ -111,70 +138,81 @@ class TorchFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self._tensors: dict[str, _Tensor] = {}
+        self._positions: dict[_Storage, int] = {}
         try:
-            with zipfile.ZipFile(path) as archive:
-                pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-                if len(pickles) != 1:
+            with Archive(path) as archive:
+                found = [name for name in archive.names if name.endswith("/data.pkl")]
+                if len(found) != 1:
                     raise UserError(f"{path} is no file of torch.save, it has no data.pkl; give a checkpoint")
-                if archive.getinfo(pickles[0]).file_size > MAX_PICKLE_BYTES:
-                    raise UserError(f"{path} has a pickle of over 256 MiB, which no state_dict needs; it is not read")
-                root = _TensorsOnly(io.BytesIO(archive.read(pickles[0])), path).load()
+                folder = found[0].removesuffix("data.pkl")
+                order = f"{folder}byteorder"
+                if order in archive.names and archive.size(order) != len("little"):
+                    raise UserError(f"{path} was written on a big-endian machine; save it again on a common one")
+                root = pickles.load(archive.read(found[0], pickles.MAX_BYTES), _Torch(path))
                 if isinstance(root, dict) and isinstance(root.get("state_dict"), dict):
                     root = root["state_dict"]
-                self._tensors: dict[str, _Tensor] = {}
-                self._collect(root, "")
-                self._infos = {info.filename: info for info in archive.infolist()}
-            self._data = pickles[0].removesuffix("data.pkl") + "data/"
-            order = self._infos.get(pickles[0].removesuffix("data.pkl") + "byteorder")
-            if order is not None and order.file_size != len("little"):
-                raise UserError(f"{path} was written on a big-endian machine; save it again on a common one")
+                self._collect(root)
+                for name, tensor in self._tensors.items():
+                    if tensor.storage not in self._positions:
+                        self._positions[tensor.storage] = self._position(archive, f"{folder}data/", name)
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing; give a checkpoint") from error
-        except zipfile.BadZipFile as error:
+        except (ArchiveError, OSError) as error:
             raise UserError(
                 f"{path} is truncated or no zip archive ({error}); copy it again, or save it with torch 1.6 or later"
             ) from error
-        except _UNREADABLE as error:
+        except PickleError as error:
             raise UserError(f"{path} holds a pickle that cannot be read ({error}); copy it again") from error
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
         storage = tensor.storage
-        last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-        inside = tensor.offset >= 0 and min(tensor.strides, default=0) >= 0 and last < storage.length
-        size = math.prod(tensor.shape)
-        if size and not inside:
-            raise UserError(f"{self.path}: tensor {name} reaches beyond its storage; copy the file again")
-        if not size:
+        if not math.prod(tensor.shape):
             return np.zeros(tensor.shape, storage.dtype)
-        flat = np.memmap(self.path, storage.dtype, "r", self._position(name, storage), (storage.length,))
+        flat = np.memmap(self.path, storage.dtype, "r", self._positions[storage], (storage.length,))
         strides = tuple(step * storage.dtype.itemsize for step in tensor.strides)
         return np.array(np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides))
 
-    def _collect(self, value: object, name: str) -> None:
-        if isinstance(value, _Tensor):
-            self._tensors[name] = value
-        elif isinstance(value, _Module):
-            self._collect(value.state, name)
-        elif isinstance(value, dict | list | tuple):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, item in items:
-                self._collect(item, f"{name}.{key}" if name else str(key))
+    def _collect(self, root: Any) -> None:
+        """Find the tensors, in order."""
+        left: list[tuple[str, int, Any]] = [("", 0, root)]
+        for _ in range(MAX_VISITS):
+            if not left:
+                return
+            name, depth, value = left.pop()
+            if isinstance(value, _Tensor):
+                self._check(value, name)
+                self._tensors[name] = value
+                continue
+            value = value.state if isinstance(value, _Module) else value
+            if isinstance(value, dict | list | tuple):
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                inside = [(f"{name}.{key}" if name else str(key), depth + 1, item) for key, item in items]
+                if len(self._tensors) > MAX_TENSORS or depth > MAX_DEPTH or len(name) > MAX_NAME:
+                    break
+                left += reversed(inside)
+        bounds = f"{MAX_TENSORS:,} tensors, {MAX_VISITS:,} values, {MAX_DEPTH} deep, with names of {MAX_NAME:,} letters"
+        raise UserError(
+            f"{self.path} holds a pickle that cannot be read (it is larger than {bounds}); save its state_dict alone"
+        )
 
-    def _position(self, name: str, storage: _Storage) -> int:
-        """Return where the storage's bytes begin in the file; a zip's table has only that of its local header."""
-        info = self._infos.get(self._data + storage.key)
-        if info is None or info.file_size != storage.length * storage.dtype.itemsize:
+    def _check(self, tensor: _Tensor, name: str) -> None:
+        """Refuse a view that no storage can give."""
+        numbers = (tensor.offset, *tensor.shape, *tensor.strides)
+        sound = len(tensor.shape) == len(tensor.strides) and min(numbers) >= 0 and max(numbers) <= MAX_SIZE
+        last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=False))
+        count = math.prod(tensor.shape)
+        if not sound or (count and (last >= tensor.storage.length or count > tensor.storage.length)):
+            raise UserError(f"{self.path}: tensor {name} reaches beyond its storage; copy the file again")
+
+    def _position(self, archive: Archive, folder: str, name: str) -> int:
+        """Return where the bytes of a tensor's storage begin in the file."""
+        storage = self._tensors[name].storage
+        member, length = f"{folder}{storage.key}", storage.length * storage.dtype.itemsize
+        if member not in archive.names or archive.size(member) != length:
             raise UserError(f"{self.path}: the numbers of tensor {name} are missing or cut; copy the file again")
-        if info.compress_type != zipfile.ZIP_STORED:
+        if not archive.is_stored(member):
             raise UserError(f"{self.path} is compressed, which torch.save never does; save it again")
-        with self.path.open("rb") as file:
-            file.seek(info.header_offset)
-            header = file.read(_LOCAL_HEADER.size)
-        if len(header) < _LOCAL_HEADER.size:
-            raise UserError(f"{self.path} is truncated; copy it again")
-        magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-        if magic != b"PK\x03\x04":
-            raise UserError(f"{self.path} is damaged; copy it again")
-        return info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        return archive.position(member)

@@ -19,6 +19,7 @@ table that this returns may stand there; its tag says which.
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,10 @@ from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import DataclassInstance, Json, JsonDict
 
 T = TypeVar("T")
+MAX_NUMBER = 10**300
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 20
 
 
 @overload
@@ -211,6 +216,8 @@ def _parse_tuple(arguments: tuple[object, ...], value: object, path: str) -> tup
 def _parse_scalar(annotation: object, value: object, path: str) -> object:
     # bool is an int to Python and an int is a float to JSON; only the second is meant.
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) >= MAX_NUMBER:
+            raise _unexpected(value, f"a number below {MAX_NUMBER:g}", path)
         return float(value)
     if isinstance(annotation, type) and annotation in (bool, int, float, str):
         if type(value) is not annotation:
@@ -234,5 +241,6 @@ def _unexpected(value: object, expected: str, path: str) -> UserError:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    # What a stranger's file holds may be of any size; `repr` would write all of it.
+    short = _SHORT.repr(value)
+    return f"{short if len(short) <= 60 else short[:57] + '...'} ({type(value).__name__})"

@@ -12,9 +12,18 @@ from collections.abc import Callable
 
 from unclip_jax.core.program import as_typed
 
+MAX_LINE = 2_000
+
 
 class UserError(Exception):
-    """A mistake outside the program: `UserError("what is wrong; what to do")`, one line."""
+    """A mistake outside the program: `UserError("what is wrong; what to do")`, one line.
+
+    A line that quotes a file may be of any length, so the middle of what is longer than `MAX_LINE` is left out.
+    """
+
+    def __init__(self, line: str):
+        half = MAX_LINE // 2
+        super().__init__(line if len(line) <= MAX_LINE else f"{line[:half]} ... {line[-half:]}")
 
 
 def run_cli(main: Callable[[], None]) -> None:

@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.npz import read_npz, write_npz
+from unclip_jax.core.reading import parse_json
 from unclip_jax.editing.embeddings import embed_images, tokenise
 from unclip_jax.editing.inversion import CORRECTIONS, invert
 from unclip_jax.images.files import read_fitted, stems
@@ -167,6 +168,6 @@ def check_bundle(path: Path, texts: dict[str, list[str]], system: System) -> Non
 def read_settings(path: Path, texts: dict[str, list[str]]) -> SamplingSettings:
     """Read the decoder's settings from the texts of a file."""
     try:
-        return from_json(SamplingSettings, json.loads(" ".join(texts["settings"])), f"{path}: settings")
+        return from_json(SamplingSettings, parse_json(" ".join(texts["settings"])), f"{path}: settings")
     except ValueError as error:
         raise UserError(f"{path}: settings are no JSON ({error}); make it with python -m sample.invert") from error

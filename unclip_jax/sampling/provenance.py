@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.reading import check_regular, parse_json
 from unclip_jax.core.typing import DataclassInstance, JsonDict
 from unclip_jax.images.png import read_text
 from unclip_jax.systems.system import Settings, System
@@ -47,8 +48,8 @@ class Provenance:
             raise UserError(f"{image} does not say how it was drawn; give a .png of one of the sample commands")
         where = f"{image}: {PROVENANCE_KEY}"
         try:
-            found = from_json(cls, json.loads(text[PROVENANCE_KEY]), where)
-        except (ValueError, RecursionError) as error:
+            found = from_json(cls, parse_json(text[PROVENANCE_KEY]), where)
+        except ValueError as error:
             raise UserError(f"{where} is no JSON ({error}); give a .png as it was written") from error
         # Versions before 0.2 wrote the module's name, and settings in groups of their own.
         command = found.command.removeprefix("sample.")
@@ -81,6 +82,7 @@ def hashes(files: Sequence[Path]) -> dict[str, str]:
     found = {}
     for file in files:
         try:
+            check_regular(file)
             with file.open("rb") as stream:
                 found[str(file)] = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:

@@ -1,0 +1,103 @@
+"""Files made to do harm are answered with a result or with one line, within 2 seconds and 500 MB.
+
+`tests.hostile` makes them: cases by hand, and valid files that hypothesis damages, the same ones in every run.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import hostile
+from tests.conftest import megabytes
+from unclip_jax.convert.tensor_files import SafetensorsFile
+from unclip_jax.convert.torch_file import TorchFile
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.npz import read_npz
+from unclip_jax.sampling.provenance import Provenance
+
+MAX_SECONDS, MAX_MEGABYTES = 2.0, 500.0
+EXAMPLES = 150
+fuzz = settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def read_tensors(path: Path) -> None:
+    file = TorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+    for name in file.shapes:
+        file.read(name)
+
+
+def read_embeddings(path: Path) -> None:
+    read_npz(path, {"z_i": ("n", "d")}, ("prompts",))
+
+
+class Format(NamedTuple):
+    """A format: its suffix, its reader, and files of it."""
+
+    suffix: str
+    read: Callable[[Path], object]
+    cases: Callable[[], object]
+    valid: Callable[[], bytes]
+    members: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "torch": Format(".bin", read_tensors, hostile.torch_cases, hostile.valid_torch, ("x/data.pkl",)),
+    "safetensors": Format(".safetensors", read_tensors, hostile.safetensors_cases, hostile.valid_safetensors),
+    "npz": Format(".npz", read_embeddings, hostile.npz_cases, hostile.valid_npz, ("z_i.npy", "prompts.npy")),
+    "png": Format(".png", Provenance.read, hostile.png_cases, hostile.valid_png),
+}
+
+
+def answered(read: Callable[[], object], what: str) -> bool:
+    """Whether there is a result; fails where there is neither that nor one line, or too late, or in too much memory."""
+    with contextlib.suppress(OSError):  # not everywhere
+        Path("/proc/self/clear_refs").write_text("5")
+    before, start = megabytes("VmRSS"), time.process_time()
+    try:
+        read()
+        line = None
+    except UserError as error:
+        line = str(error)
+    seconds, peak = time.process_time() - start, megabytes("VmHWM") - before
+    assert seconds < MAX_SECONDS, f"{what}: {seconds:.1f} s"
+    assert peak < MAX_MEGABYTES, f"{what}: {peak:.0f} MB"
+    assert line is None or (0 < len(line) < 2100 and "\n" not in line), f"{what}: {line}"
+    return line is None
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_made_to_do_harm(name, tmp_path):
+    form = FORMATS[name]
+    path = tmp_path / f"x{form.suffix}"
+    path.write_bytes(form.valid())
+    assert answered(lambda: form.read(path), "valid")
+    for what, data in form.cases():
+        path.write_bytes(data)
+        answered(lambda: form.read(path), what)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@fuzz
+@given(random=st.randoms(use_true_random=True), noise=st.binary(max_size=200))
+def test_what_is_damaged(name, tmp_path, random: Random, noise: bytes):
+    form = FORMATS[name]
+    path, valid = tmp_path / f"x{form.suffix}", form.valid()
+    for data in (noise, valid[: random.randrange(len(valid))] + noise, hostile.mutated(valid, random)):
+        path.write_bytes(data)
+        answered(lambda: form.read(path), repr(data))
+    for member in form.members:
+        path.write_bytes(hostile.rezipped(valid, member, lambda content: hostile.mutated(content, random)))
+        answered(lambda: form.read(path), f"{member} of {path.read_bytes()!r}")
