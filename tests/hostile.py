@@ -428,7 +428,8 @@ def json_cases() -> Iterator[tuple[str, bytes]]:
 
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1, 3, 7, 10**6, 10**9, HUGE, 2**63, 10**30, 10**400, 1.5, -1.5, 1e308, math.nan, math.inf,
-    "", "x", "\ud800", "x" * 100_000, [], [1], [[]], [-1], [0, 0], [10**12] * 3, list(range(2000)), {}, {"a": 1}, {"network": "unet"},
+    "", "x", "\ud800", "x" * 100_000, [], [1], [[]], [-1], [0, 0], [10**12] * 3, list(range(2000)), {}, {"a": 1},
+    {"network": "unet"},
 )  # fmt: skip
 """What is put in the place of a value."""
 

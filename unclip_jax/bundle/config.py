@@ -1,6 +1,7 @@
 """config.json, format 2; `digest` is that of all the rest of it."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.digests import json_digest
@@ -54,7 +55,7 @@ class BundleConfig:
         return data | {DIGEST: json_digest(data)}
 
     @classmethod
-    def read(cls, data: dict[str, object], path: str) -> "BundleConfig":
+    def read(cls, data: Mapping[str, object], path: str) -> "BundleConfig":
         """Return the inverse of `write`; UserError for anything else."""
         fields = {name: value for name, value in data.items() if name != DIGEST}
         config = from_json(cls, {name: value for name, value in fields.items() if name != "format"}, path)

@@ -31,14 +31,14 @@ def open_safetensors(path: Path, owner: str) -> safe_open:
             length = int.from_bytes(file.read(8), "little")
             if length > MAX_HEADER:
                 raise ValueError(f"a header of {length:,} bytes; at most {MAX_HEADER:,} are read")
-            count = len(parse_json(file.read(length).decode()))
+            header = parse_json(file.read(length).decode())
         # The library takes longer for each tensor the more there are.
-        if count > MAX_TENSORS:
-            raise ValueError(f"{count:,} tensors; at most {MAX_TENSORS:,} are read")
+        if isinstance(header, dict) and len(header) > MAX_TENSORS:
+            raise ValueError(f"{len(header):,} tensors; at most {MAX_TENSORS:,} are read")
         return safe_open(path, framework="np")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; copy {owner} again") from error
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}); copy {owner} again") from error
 
 

@@ -270,7 +270,7 @@ def _read_config(folder: Path) -> BundleConfig:
     found = data.get("format") if isinstance(data, dict) else None
     if found == 1:
         return format_1.read(data, str(path))
-    if found != FORMAT:
+    if not isinstance(data, dict) or found != FORMAT:
         raise UserError(f"{path} has format {found!r}, this version reads 1 and {FORMAT}; upgrade unclip_jax")
     return BundleConfig.read(data, str(path))
 

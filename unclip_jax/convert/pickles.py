@@ -2,7 +2,9 @@
 
 A pickle is a program of a stack machine: opcodes push values, gather them in containers and store them under numbers.
 Two opcodes can run anything at all, REDUCE and BUILD; here they hand a name and values to `Meaning`, which makes plain
-data of them. Opcodes that are not in the tables below, under the names of the module pickletools, are refused. Bounds, all of them far above what checkpoints need:
+data of them. Opcodes that are not in the tables below, with their letters as in the module pickletools, are refused.
+
+Bounds, all of them far above what checkpoints need:
 
     MAX_BYTES         of the pickle
     MAX_OPCODES       run; a tensor takes about 40
@@ -42,24 +44,24 @@ class PickleError(ValueError):
 class Meaning(Protocol):
     """What the names in a pickle stand for."""
 
-    def named(self, module: str, name: str) -> Any:
+    def named(self, module: str, name: str) -> object:
         """Return what stands for a function or class of that name."""
         ...
 
-    def called(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+    def called(self, function: object, arguments: tuple[object, ...]) -> object:
         """Return what calling it would make."""
         ...
 
-    def with_state(self, value: Any, state: Any) -> None:
+    def with_state(self, value: object, state: object) -> None:
         """Give a value its state."""
         ...
 
-    def stored(self, reference: Any) -> Any:
+    def stored(self, reference: object) -> object:
         """Return what lies outside of the pickle under that reference."""
         ...
 
 
-def load(code: bytes, meaning: Meaning) -> Any:
+def load(code: bytes, meaning: Meaning) -> object:
     """Return the value that a pickle describes.
 
     Raises:
@@ -73,10 +75,10 @@ def load(code: bytes, meaning: Meaning) -> Any:
         raise PickleError(f"it is damaged: {error}") from error
 
 
-def _run(code: bytes, meaning: Meaning) -> Any:
+def _run(code: bytes, meaning: Meaning) -> object:
     # One function, since a checkpoint runs hundreds of thousands of opcodes.
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    stack: list[object] = []
+    memo: dict[int, object] = {}
     at = 0
 
     def number(form: str) -> Any:
@@ -174,32 +176,32 @@ def _line(content: bytes) -> str:
     return content[:-1].decode()
 
 
-def _last(stack: list[Any], count: int) -> list[Any]:
+def _last(stack: list[object], count: int) -> list[object]:
     if len(stack) < count:
         raise PickleError("its stack is empty")
     return stack[-count:]
 
 
-def _since_mark(stack: list[Any]) -> list[Any]:
+def _since_mark(stack: list[object]) -> list[object]:
     values = []
     while (value := stack.pop()) is not _MARK:
         values.append(value)
     return values[::-1]
 
 
-def _known(memo: dict[int, Any], number: int) -> Any:
+def _known(memo: dict[int, object], number: int) -> object:
     if number not in memo:
         raise PickleError("it refers to what it has not stored")
     return memo[number]
 
 
-def _extend(target: Any, values: list[Any]) -> None:
+def _extend(target: object, values: list[object]) -> None:
     if type(target) is not list:
         raise PickleError("items are put where no list is")
     target.extend(values)
 
 
-def _set(target: Any, pairs: list[Any]) -> None:
+def _set(target: object, pairs: list[object]) -> None:
     if type(target) is not dict or len(pairs) % 2:
         raise PickleError("items are put where no dictionary is")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):

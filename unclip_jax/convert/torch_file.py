@@ -5,15 +5,14 @@ NAME/data/0, NAME/data/1, ... The pickle may name tensors and dictionaries, and 
 Storages lie uncompressed in the archive and are mapped, so that one tensor at a time is in memory. TorchScript archives
 (OpenAI's CLIP) are the same with modules in place of dictionaries.
 
-A tensor has at most as many numbers as its storage, and `MAX_RANK` axes; there are at most `MAX_TENSORS`, in `MAX_DEPTH`
-dictionaries in each other, of which `MAX_VISITS` values are looked at: two lists that hold the same list twice, and so
-on, are few bytes and endless to walk.
+A tensor has at most as many numbers as its storage, and `MAX_RANK` axes; there are at most `MAX_TENSORS`, `MAX_DEPTH`
+deep, and `MAX_VISITS` values are looked at: a list that holds one list twice, which holds one list twice, and so on, is
+few bytes and endless to walk.
 """
 
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -62,7 +61,7 @@ class _Tensor:
 class _Module:
     """Stands for a TorchScript module: its attributes and nothing that could run."""
 
-    state: Any = None
+    state: object = None
 
 
 class _Torch:
@@ -77,7 +76,7 @@ class _Torch:
             ("torch", "Size"): self._size,
         }
 
-    def named(self, module: str, name: str) -> Any:
+    def named(self, module: str, name: str) -> object:
         if (module, name) in self._functions:
             return self._functions[module, name]
         if module in ("torch", "torch.storage") and name in _DTYPES:
@@ -89,42 +88,42 @@ class _Torch:
             "Save its state_dict alone, or as safetensors"
         )
 
-    def called(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+    def called(self, function: object, arguments: tuple[object, ...]) -> object:
         if function is _Module:
             return _Module()
         # Only what `named` has given out: a pickle may hold no function of another kind.
-        if function not in self._functions.values():
+        if not callable(function) or function not in self._functions.values():
             raise PickleError("it calls what is no function")
         return function(*arguments)
 
-    def with_state(self, value: Any, state: Any) -> None:
+    def with_state(self, value: object, state: object) -> None:
         if isinstance(value, _Module):
             value.state = state
         elif not isinstance(value, dict):  # a state_dict comes with the versions of its modules
             raise PickleError("it gives a state to what has none")
 
-    def stored(self, reference: Any) -> _Storage:
+    def stored(self, reference: object) -> _Storage:
         match reference:
             case ("storage", np.dtype() as dtype, str() as key, str(), int() as length) if 0 <= length <= MAX_SIZE:
                 return _Storage(key, dtype, length)
         raise UserError(f"{self._path} refers to something that is no storage; save it again with torch.save")
 
-    def _dictionary(self, items: Any = ()) -> dict[Any, Any]:
+    def _dictionary(self, items: object = ()) -> dict[object, object]:
         if items != ():
             raise PickleError("it makes a dictionary of items")
         return {}
 
-    def _size(self, sizes: Any) -> tuple[int, ...]:
+    def _size(self, sizes: object) -> tuple[int, ...]:
         if not isinstance(sizes, tuple | list) or len(sizes) > MAX_RANK or any(type(each) is not int for each in sizes):
             raise PickleError(f"a shape is none of at most {MAX_RANK} whole numbers")
         return tuple(sizes)
 
-    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+    def _tensor(self, storage: object, offset: object, shape: object, strides: object, *_: object) -> _Tensor:
         if not isinstance(storage, _Storage) or type(offset) is not int:
             raise PickleError("a tensor is made of something that is no storage")
         return _Tensor(storage, offset, self._size(shape), self._size(strides))
 
-    def _parameter(self, data: Any, *_: Any) -> _Tensor:
+    def _parameter(self, data: object, *_: object) -> _Tensor:
         if not isinstance(data, _Tensor):
             raise PickleError("a parameter is made of something that is no tensor")
         return data
@@ -175,9 +174,9 @@ class TorchFile:
         strides = tuple(step * storage.dtype.itemsize for step in tensor.strides)
         return np.array(np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides))
 
-    def _collect(self, root: Any) -> None:
+    def _collect(self, root: object) -> None:
         """Find the tensors, in order."""
-        left: list[tuple[str, int, Any]] = [("", 0, root)]
+        left: list[tuple[str, int, object]] = [("", 0, root)]
         for _ in range(MAX_VISITS):
             if not left:
                 return

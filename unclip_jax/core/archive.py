@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from unclip_jax.core.reading import MIB, check_regular
 
@@ -91,11 +92,11 @@ class Archive:
         return bytes(data)
 
     @contextmanager
-    def open(self, name: str) -> Iterator[zipfile.ZipExtFile]:
+    def open(self, name: str) -> Iterator[io.BufferedIOBase]:
         """Open a member; read it with `read_exactly`."""
         self.size(name)
         with _understood(), self._zip.open(self._info(name)) as member:
-            yield member
+            yield cast(io.BufferedIOBase, member)
 
     def position(self, name: str) -> int:
         """Return where the bytes of a stored member begin in the file: its own header, before them, has any length."""
@@ -114,7 +115,7 @@ class Archive:
         return self._infos[name]
 
 
-def read_exactly(member: zipfile.ZipExtFile, length: int) -> bytearray:
+def read_exactly(member: io.BufferedIOBase, length: int) -> bytearray:
     """Read so many bytes of a member, and its sum where it ends there; ArchiveError where it has fewer."""
     data = bytearray(length)
     view, done = memoryview(data), 0

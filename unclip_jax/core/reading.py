@@ -11,9 +11,9 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Json
 
 MIB = 2**20
 MAX_JSON_BYTES = 4 * MIB
@@ -53,7 +53,7 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES, encoding: str = "utf-8") 
     return read_bytes(path, limit).decode(encoding)
 
 
-def parse_json(text: str, limit: int = MAX_JSON_BYTES) -> Any:
+def parse_json(text: str, limit: int = MAX_JSON_BYTES) -> Json:
     """Parse JSON; ValueError for a text that is none, or that goes beyond the bounds."""
     if len(text) > limit:
         raise ValueError(f"it has over {limit / MIB:g} MiB, the most that is read")
@@ -61,9 +61,9 @@ def parse_json(text: str, limit: int = MAX_JSON_BYTES) -> Any:
         data = json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_float)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH}") from None
-    level: list[Any] = [data]
+    level: list[object] = [data]
     for _ in range(MAX_DEPTH):
-        inside: list[Any] = []
+        inside: list[object] = []
         for each in level:
             if isinstance(each, dict | list):
                 inside += each.values() if isinstance(each, dict) else each
