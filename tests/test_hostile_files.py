@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import hostile
 from tests.conftest import megabytes
+from tests.hostile import arrays, pictures, torch_files
+from tests.hostile.archives import mutated, rezipped
 from unclip_jax.convert.tensor_files import SafetensorsFile
 from unclip_jax.convert.torch_file import TorchFile
 from unclip_jax.core.errors import UserError
@@ -54,10 +55,10 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "torch": Format(".bin", read_tensors, hostile.torch_cases, hostile.valid_torch, ("x/data.pkl",)),
-    "safetensors": Format(".safetensors", read_tensors, hostile.safetensors_cases, hostile.valid_safetensors),
-    "npz": Format(".npz", read_embeddings, hostile.npz_cases, hostile.valid_npz, ("z_i.npy", "prompts.npy")),
-    "png": Format(".png", Provenance.read, hostile.png_cases, hostile.valid_png),
+    "torch": Format(".bin", read_tensors, torch_files.torch_cases, torch_files.valid_torch, ("x/data.pkl",)),
+    "safetensors": Format(".safetensors", read_tensors, arrays.safetensors_cases, arrays.valid_safetensors),
+    "npz": Format(".npz", read_embeddings, arrays.npz_cases, arrays.valid_npz, ("z_i.npy", "prompts.npy")),
+    "png": Format(".png", Provenance.read, pictures.png_cases, pictures.valid_png),
 }
 
 
@@ -95,9 +96,9 @@ def test_what_is_made_to_do_harm(name, tmp_path):
 def test_what_is_damaged(name, tmp_path, random: Random, noise: bytes):
     form = FORMATS[name]
     path, valid = tmp_path / f"x{form.suffix}", form.valid()
-    for data in (noise, valid[: random.randrange(len(valid))] + noise, hostile.mutated(valid, random)):
+    for data in (noise, valid[: random.randrange(len(valid))] + noise, mutated(valid, random)):
         path.write_bytes(data)
         answered(lambda: form.read(path), repr(data))
     for member in form.members:
-        path.write_bytes(hostile.rezipped(valid, member, lambda content: hostile.mutated(content, random)))
+        path.write_bytes(rezipped(valid, member, lambda content: mutated(content, random)))
         answered(lambda: form.read(path), f"{member} of {path.read_bytes()!r}")
