@@ -77,7 +77,7 @@ class Planned:
     """A plan with what it was made for."""
 
     name: str
-    layout: dict[str, Any] | None
+    layout: report.Tried | None
     """What a search may change; None for sampling."""
     plan: Plan
     cost: report.Cost | None

@@ -13,7 +13,7 @@ A small pixel of which any part lies under the mask counts as masked: no trace o
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from unclip_jax.diffusion.samplers.repaint import Resampling
 from unclip_jax.diffusion.samplers.sampler import carries_only_x
 from unclip_jax.images.resize import resize
 from unclip_jax.stages.diffusion import DiffusionStage
+from unclip_jax.stages.encoders import Arrays
 from unclip_jax.stages.operations import RepaintOptions, repaint_stage
 from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.stages.stage import Stage
@@ -39,7 +40,7 @@ def inpaint(
     system: System,
     images: Float[Array, "b h w 3"],
     mask_to_fill: Bool[Array, "b h w"],
-    inputs: Mapping[str, Any],
+    inputs: Arrays,
     key: Key[Array, ""],
     *,
     captioned: bool = True,
@@ -72,7 +73,7 @@ def inpainting_step(
     system: System,
     images: Float[Array, "b h w 3"],
     mask_to_fill: Bool[Array, "b h w"],
-    inputs: Mapping[str, Any],
+    inputs: Arrays,
     *,
     captioned: bool = True,
     resampling: Resampling = BASE,

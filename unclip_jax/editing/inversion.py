@@ -7,12 +7,11 @@ more than the steps back up can follow.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from jaxtyping import Array, Float
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.stages.encoders import Arrays
 from unclip_jax.stages.operations import InvertOptions, invert_stage
 from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.systems.system import Step, System, program_of
@@ -29,7 +28,7 @@ def inversion_settings(steps: int = 50, guidance_scale: float = 1.0, eta: float 
 def invert(
     system: System,
     images: Float[Array, "b h w 3"],
-    inputs: Mapping[str, Any],
+    inputs: Arrays,
     settings: SamplingSettings,
     *,
     captioned: bool = False,

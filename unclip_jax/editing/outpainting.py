@@ -8,14 +8,14 @@ the image are filled, which makes a band of the canvas's whole width; then windo
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from unclip_jax.diffusion.samplers.repaint import Resampling
 from unclip_jax.editing.inpainting import BASE, inpaint
+from unclip_jax.stages.encoders import Arrays
 from unclip_jax.systems.system import Settings, System
 
 
@@ -55,7 +55,7 @@ def outpaint(
     system: System,
     images: Float[Array, "b size size 3"],
     margins: Margins,
-    inputs: Mapping[str, Any],
+    inputs: Arrays,
     key: Key[Array, ""],
     *,
     captioned: bool = True,

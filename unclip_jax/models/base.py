@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
@@ -100,7 +100,7 @@ class Denoiser(Network):
         params: Params,
         x_t: Float[Array, " b *dims"],
         time: Float[Array, " b"],
-        cond: Any,
+        cond: PyTree,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, " b *channels"]:
         """Compute equation (1); without keys there is no dropout."""
@@ -143,11 +143,11 @@ def check_heads(name: str, width: int, heads: int) -> None:
         raise UserError(f"{name}: width {width} is not divisible by {heads} heads; choose a multiple")
 
 
-def init_module(module: nn.Module, key: Key[Array, ""], *arguments: Any, method: str | None = None) -> Params:
+def init_module(module: nn.Module, key: Key[Array, ""], *arguments: PyTree, method: str | None = None) -> Params:
     """Initialise a module whose only collection is its parameters."""
     return dict(module.init(key, *arguments, method=method)["params"])
 
 
-def apply_module(module: nn.Module, params: Params, *arguments: Any, method: str | None = None) -> Any:
+def apply_module(module: nn.Module, params: Params, *arguments: PyTree, method: str | None = None) -> PyTree:
     """Call `module.apply` for modules whose only collection is their parameters."""
     return module.apply({"params": params}, *arguments, method=method)

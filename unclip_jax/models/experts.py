@@ -9,11 +9,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
@@ -71,7 +71,7 @@ class TimestepExperts(Denoiser):
         params: Params,
         x_t: Float[Array, " b *dims"],
         time: Float[Array, " b"],
-        cond: Any,
+        cond: PyTree,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, " b *channels"]:
         """Apply the expert of equation (1) for the first row's time: in sampling all rows have the same."""

@@ -14,11 +14,12 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from unclip_jax.core.errors import UserError
@@ -104,7 +105,16 @@ def start(cluster: ClusterSpec) -> None:
     _at_abort(f"{name}: JAX gave up, most likely since another process is gone; {start_again()}", EXIT_PEER_LOST)
 
 
-def how_to_join(cluster: ClusterSpec, env: Mapping[str, str], has_tpu: bool) -> dict[str, Any] | None:
+class Join(TypedDict, total=False):
+    """Arguments of `jax.distributed.initialize`."""
+
+    coordinator_address: str
+    num_processes: int | None
+    process_id: int | None
+    cluster_detection_method: str
+
+
+def how_to_join(cluster: ClusterSpec, env: Mapping[str, str], has_tpu: bool) -> Join | None:
     """Return the arguments of `jax.distributed.initialize`: {} where it finds out itself, None to stay alone."""
     if cluster.num_processes == 1:
         return None
@@ -189,7 +199,7 @@ def _at_abort(line: str, status: int) -> None:
 def put_global(tree: PyTree, shardings: PyTree) -> PyTree[jax.Array]:
     """Lay out arrays that every process holds whole over the devices of all of them."""
 
-    def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    def put(leaf: ArrayLike, sharding: jax.sharding.Sharding) -> jax.Array:
         value = np.asarray(leaf)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 

@@ -7,7 +7,6 @@ the slices first, so that what crosses the slow network is one sum of gradients 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -71,7 +70,7 @@ def mesh_shape(spec: MeshSpec, num_devices: int) -> tuple[int, ...]:
     return shape
 
 
-def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(spec: MeshSpec, devices: Sequence[object] | None = None) -> Mesh:
     """Make the mesh of `spec` over `devices` (default: all devices of all processes), with axes `AXES`.
 
     Raises UserError where the axis sizes do not multiply to the number of devices, and where the devices do not lie in
@@ -89,10 +88,10 @@ def make_mesh(spec: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(array, AXES, axis_types=types)
 
 
-def _hybrid(slices: int, shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+def _hybrid(slices: int, shape: tuple[int, ...], devices: Sequence[object]) -> np.ndarray:
     """Arrange devices in `shape`, slice after slice along `data`; without slice indices, a process is a slice."""
     of_process = getattr(devices[0], "slice_index", None) is None
-    found = len({device.process_index if of_process else device.slice_index for device in devices})
+    found = len({getattr(device, "process_index" if of_process else "slice_index") for device in devices})
     if found != slices:
         raise UserError(f"mesh.slices is {slices}, but the devices lie in {found}; set it to {found}")
     return mesh_utils.create_hybrid_device_mesh(

@@ -54,7 +54,9 @@ def compile_step(
     return CompiledStep(run, lambda batch: put_batch(batch, mesh))
 
 
-def jit_step(step_fn: Callable, mesh: Mesh, state_shardings: PyTree, frozen_shardings: PyTree = None) -> Any:
+def jit_step(
+    step_fn: Callable, mesh: Mesh, state_shardings: PyTree, frozen_shardings: PyTree = None
+) -> jax.stages.Wrapped:
     """Return the step under `jax.jit`, to be called, or lowered for devices that are not there."""
 
     whole = replicated(mesh)

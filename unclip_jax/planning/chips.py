@@ -53,7 +53,7 @@ class Slice:
 
     name: str
     chip: Chip
-    devices: list[Any]
+    devices: list[object]
 
     @property
     def num_chips(self) -> int:

@@ -8,14 +8,14 @@ not do; of the branches of a `cond` the largest counts; of code that depends on 
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from jax.extend import core
+from jaxtyping import PyTree
 
 
-def count_flops(function: Callable, *arguments: Any) -> float:
+def count_flops(function: Callable, *arguments: PyTree) -> float:
     """Count the FLOPs of `function(*arguments)`, arrays or shapes, over all devices together."""
     return flops_of(jax.make_jaxpr(function)(*arguments))
 
@@ -52,15 +52,15 @@ def _of_equation(equation: core.JaxprEqn) -> float:
     return times * sum((_of_jaxpr(inner) for inner in _inner(parameters)), 0.0)
 
 
-def _shape(variable: Any) -> tuple[int, ...]:
-    return variable.aval.shape
+def _shape(variable: core.Var | core.Literal) -> tuple[int, ...]:
+    return getattr(variable.aval, "shape", ())
 
 
 def _chooses_platform(equation: core.JaxprEqn) -> bool:
     return equation.params.get("branches_platforms") is not None
 
 
-def _inner(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def _inner(parameters: Mapping[str, object]) -> Iterator[core.Jaxpr]:
     for value in parameters.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, core.ClosedJaxpr):

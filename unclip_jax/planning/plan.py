@@ -13,7 +13,6 @@ import dataclasses
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +31,7 @@ from unclip_jax.stages.encoders import frozen_shardings
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.stage_configs import Config
 from unclip_jax.training.state import abstract_state, state_shardings
-from unclip_jax.training.step import make_step
+from unclip_jax.training.step import StepFn, make_step
 
 EFFORT = -1.0
 """The compiler's search for fast tilings, from -1 to 1. On two cores the least took a tenth of the time of the default
@@ -143,9 +142,9 @@ def plan_training(
     return plan if compiled is None else with_traffic(plan, compiled, slice_)
 
 
-def with_traffic(plan: Plan, compiled: Any, slice_: Slice) -> Plan:
+def with_traffic(plan: Plan, compiled: jax.stages.Compiled, slice_: Slice) -> Plan:
     """Return `plan` with the traffic that the compiled program's text shows."""
-    program = Program(compiled.as_text())
+    program = Program(compiled.as_text() or "")
     collectives = program.collectives()
     return dataclasses.replace(
         plan,
@@ -157,7 +156,7 @@ def with_traffic(plan: Plan, compiled: Any, slice_: Slice) -> Plan:
 
 def training_step(
     config: Config, encoders: Mapping[str, Network], optim: OptimConfig, mesh: Mesh
-) -> tuple[Any, tuple[PyTree, PyTree, PyTree]]:
+) -> tuple[jax.stages.Wrapped, tuple[PyTree, PyTree, PyTree]]:
     """Return the jitted step, and its state, frozen parameters and batch as shapes with shardings."""
     stage = config.stage()
     state = abstract_state(stage, optim, mesh)
@@ -174,10 +173,11 @@ def training_step(
     return jit_step(_step(config, optim), mesh, shardings, where), (state, frozen, batch)
 
 
-def compile_for(lowered: Any, chip: Chip, effort: float) -> tuple[Any, Memory]:
+def compile_for(lowered: jax.stages.Lowered, chip: Chip, effort: float) -> tuple[jax.stages.Compiled | None, Memory]:
     """Compile the program, or return None where it needs more than the chip has, and return its memory."""
     try:
-        compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": effort})
+        options = {"exec_time_optimization_effort": effort}
+        compiled = lowered.compile(compiler_options=options)  # pyright: ignore[reportArgumentType]
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(r"Used ([\d.]+[KMGT]) of|memory required .* \(([\d.]+[KMGT])\) exceeds", str(error))
         if needed is None:
@@ -185,6 +185,7 @@ def compile_for(lowered: Any, chip: Chip, effort: float) -> tuple[Any, Memory]:
         size = needed[1] or needed[2]
         return None, Memory(total=float(size[:-1]) * _UNITS[size[-1]], limit=chip.memory / chip.cores)
     sizes = compiled.memory_analysis()
+    assert sizes is not None
     # Outputs in the place of donated arguments take no room of their own.
     parts = {
         "arguments": float(sizes.argument_size_in_bytes),
@@ -218,7 +219,7 @@ def sum_by_kind(collectives: list[Collective]) -> dict[str, Traffic]:
     }
 
 
-def _step(config: Config, optim: OptimConfig) -> Any:
+def _step(config: Config, optim: OptimConfig) -> StepFn:
     return make_step(config.stage(), optim, total_steps=1, seed=0)
 
 

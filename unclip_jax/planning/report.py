@@ -2,11 +2,19 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import TypedDict
 
+from unclip_jax.nn.remat import Remat
 from unclip_jax.planning.plan import Memory, Plan
 
 DAY = 86_400.0
+
+
+class Tried(TypedDict):
+    """What a search has changed of a recipe."""
+
+    accumulate: int
+    remat: Remat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,15 +47,15 @@ def cost_of(plan: Plan, steps: int, mfu: float, price: float | None, peak: float
     )
 
 
-def as_json(name: str, layout: dict[str, Any] | None, plan: Plan, cost: Cost | None) -> dict[str, Any]:
+def as_json(name: str, layout: Tried | None, plan: Plan, cost: Cost | None) -> dict[str, object]:
     """Return everything in a plan as JSON; bytes, seconds and FLOPs."""
-    data = {"recipe": name, **(layout or {}), **dataclasses.asdict(plan), "fits": plan.memory.fits}
+    data: dict[str, object] = {"recipe": name, **(layout or {}), **dataclasses.asdict(plan), "fits": plan.memory.fits}
     if plan.times is not None:
-        data["times"] |= {"step": plan.times.step, "bound": plan.times.bound}
+        data["times"] = dataclasses.asdict(plan.times) | {"step": plan.times.step, "bound": plan.times.bound}
     return data | {"cost": None if cost is None else dataclasses.asdict(cost)}
 
 
-def in_words(name: str, layout: dict[str, Any] | None, plan: Plan, cost: Cost | None) -> str:
+def in_words(name: str, layout: Tried | None, plan: Plan, cost: Cost | None) -> str:
     """Write a page for a person; without a layout, about sampling `plan.batch_size` images."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     one = "a batch" if layout is None else "a step"
@@ -80,7 +88,7 @@ def in_words(name: str, layout: dict[str, Any] | None, plan: Plan, cost: Cost | 
     return "\n".join(lines)
 
 
-def table(rows: list[tuple[str, dict[str, Any] | None, Plan, Cost | None]]) -> str:
+def table(rows: list[tuple[str, Tried | None, Plan, Cost | None]]) -> str:
     """Write a table of plans in Markdown, one a row."""
     columns = [
         "recipe", "slice", "mesh", "batch", "state", "temporaries", "of", "collectives", "roofline", "MFU there",
@@ -107,7 +115,7 @@ def _gib(count: float) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
-def advice(layout: dict[str, Any] | None) -> str:
+def advice(layout: Tried | None) -> str:
     """Advise what to change when a program does not fit."""
     if layout is None:
         return "split the weights with fsdp in --mesh, or draw fewer images at once"

@@ -7,11 +7,11 @@ classifier-free guidance has an unconditional model (Ho and Salimans, 2207.12598
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.images.degrade import LowRes
@@ -20,8 +20,8 @@ from unclip_jax.models.base import Denoiser
 from unclip_jax.stages.encoders import Arrays, empty_caption, image_embedding, text_features
 from unclip_jax.stages.random import DEGRADE, DROP_TEXT, DROP_Z_I, MASK, random_drop, stream
 
-Fields = dict[str, Any]
-Frozen = Mapping[str, Any]
+Fields = dict[str, PyTree]
+Frozen = Mapping[str, PyTree]
 
 
 class Condition:

@@ -5,7 +5,6 @@
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from unclip_jax.models.clip import CLIPSpec, TextFeatures
 from unclip_jax.models.cond import EncodedCaption
 from unclip_jax.parallel.rules import REPLICATE, match_rules
 
-Arrays = Mapping[str, Any]
+Arrays = Mapping[str, PyTree]
 """Named arrays: a batch in training, what earlier stages and the caller give in sampling. An absent one may be None."""
 
 
@@ -53,13 +52,13 @@ def abstract_encoder(network: Network) -> Encoder:
     return Encoder(network=network, params=network.abstract_params())
 
 
-def frozen_shardings(frozen: Mapping[str, Any], mesh: Mesh) -> dict[str, PyTree]:
+def frozen_shardings(frozen: Mapping[str, PyTree], mesh: Mesh) -> dict[str, PyTree]:
     """Return the shardings of what a stage does not train: encoders by their own rules, everything else whole.
 
     Raises UserError where the mesh does not divide a parameter.
     """
 
-    def shardings(value: Any) -> PyTree:
+    def shardings(value: PyTree) -> PyTree:
         if isinstance(value, Encoder):
             rules = value.network.sharding_rules()
             return value.replace(params=match_rules(rules, value.params, mesh))  # pyright: ignore[reportAttributeAccessIssue]
@@ -68,7 +67,7 @@ def frozen_shardings(frozen: Mapping[str, Any], mesh: Mesh) -> dict[str, PyTree]
     return {name: shardings(value) for name, value in frozen.items()}
 
 
-def image_embedding(frozen: Mapping[str, Any], arrays: Arrays) -> Float[Array, "b d"]:
+def image_embedding(frozen: Mapping[str, PyTree], arrays: Arrays) -> Float[Array, "b d"]:
     """Compute equation (1), with the encoder "clip" and the image of its size."""
     if arrays.get("z_i") is not None:
         return arrays["z_i"]
@@ -76,7 +75,7 @@ def image_embedding(frozen: Mapping[str, Any], arrays: Arrays) -> Float[Array, "
     return encoder.encode_image(to_float(arrays[f"image_{encoder.clip.image_tower.image_size}"]))
 
 
-def text_features(frozen: Mapping[str, Any], arrays: Arrays) -> TextFeatures:
+def text_features(frozen: Mapping[str, PyTree], arrays: Arrays) -> TextFeatures:
     """Compute equation (2), with the encoder "clip"."""
     if arrays.get("z_t") is not None and arrays.get("hidden") is not None:
         return TextFeatures(z_t=arrays["z_t"], hidden=arrays["hidden"])

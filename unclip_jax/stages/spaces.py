@@ -6,7 +6,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import struct
@@ -52,21 +52,21 @@ class Space:
         """Return spaces by their name in JSON."""
         return SPACES
 
-    def target(self, name: str, frozen: Mapping[str, Any], batch: Arrays) -> Float[Array, " b *dims"]:
+    def target(self, name: str, frozen: Mapping[str, PyTree], batch: Arrays) -> Float[Array, " b *dims"]:
         """Return the array `name` of a training batch, as the stage writes it."""
         raise NotImplementedError
 
-    def normalise(self, x: Float[Array, " b *dims"], frozen: Mapping[str, Any]) -> Float[Array, " b *dims"]:
+    def normalise(self, x: Float[Array, " b *dims"], frozen: Mapping[str, PyTree]) -> Float[Array, " b *dims"]:
         """Map x into the space that the network works in."""
         del frozen
         return x
 
-    def denormalise(self, x_0: Float[Array, " b *dims"], frozen: Mapping[str, Any]) -> Float[Array, " b *dims"]:
+    def denormalise(self, x_0: Float[Array, " b *dims"], frozen: Mapping[str, PyTree]) -> Float[Array, " b *dims"]:
         """Invert `normalise`, as sampling does."""
         del frozen
         return x_0
 
-    def best(self, x: Float[Array, " bk *dims"], cond: Any, count: int) -> Float[Array, " b *dims"]:
+    def best(self, x: Float[Array, " bk *dims"], cond: PyTree, count: int) -> Float[Array, " b *dims"]:
         """Choose the best of `count` neighbouring samples for each example; `cond` has one row per example."""
         del cond, count
         return x
@@ -79,7 +79,7 @@ class Pixels(Space):
     TAG: ClassVar = ("space", "pixels")
     limit: ClassVar = 1.0
 
-    def target(self, name: str, frozen: Mapping[str, Any], batch: Arrays) -> Float[Array, "b h w 3"]:
+    def target(self, name: str, frozen: Mapping[str, PyTree], batch: Arrays) -> Float[Array, "b h w 3"]:
         del frozen
         return to_float(batch["image_crop"] if "image_crop" in batch else batch[name])
 
@@ -94,19 +94,19 @@ class Embeddings(Space):
     needs_stats: ClassVar = True
     ranks: ClassVar = True
 
-    def target(self, name: str, frozen: Mapping[str, Any], batch: Arrays) -> Float[Array, "b d"]:
+    def target(self, name: str, frozen: Mapping[str, PyTree], batch: Arrays) -> Float[Array, "b d"]:
         del name
         return image_embedding(frozen, batch)
 
-    def normalise(self, x: Float[Array, "b d"], frozen: Mapping[str, Any]) -> Float[Array, "b d"]:
+    def normalise(self, x: Float[Array, "b d"], frozen: Mapping[str, PyTree]) -> Float[Array, "b d"]:
         return frozen["stats"].normalise(x)
 
-    def denormalise(self, x_0: Float[Array, "b d"], frozen: Mapping[str, Any]) -> Float[Array, "b d"]:
+    def denormalise(self, x_0: Float[Array, "b d"], frozen: Mapping[str, PyTree]) -> Float[Array, "b d"]:
         z_i, encoder = frozen["stats"].denormalise(x_0), frozen["clip"]
         assert isinstance(encoder, Encoder)
         return unit(z_i) if encoder.clip.embedding == "unit" else z_i
 
-    def best(self, x: Float[Array, "bk d"], cond: Any, count: int) -> Float[Array, "b d"]:
+    def best(self, x: Float[Array, "bk d"], cond: PyTree, count: int) -> Float[Array, "b d"]:
         """Compute equation (2)."""
         z_i = x.reshape(-1, count, x.shape[-1])
         likeness = jnp.einsum("bcd,bd->bc", unit(z_i), cond.z_t)

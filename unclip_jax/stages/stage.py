@@ -14,7 +14,7 @@ it. Names of arrays are the same everywhere:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -131,9 +131,9 @@ class Stage:
         clip = encoders.get("clip")
         return clip.text_tower.context if isinstance(clip, CLIPSpec) else None
 
-    def abstract_frozen(self, encoders: Encoders) -> dict[str, Any]:
+    def abstract_frozen(self, encoders: Encoders) -> dict[str, PyTree]:
         """Return what `loss` takes as `frozen`, as shapes."""
-        frozen: dict[str, Any] = {name: abstract_encoder(encoders[name]) for name in self.encoders}
+        frozen: dict[str, PyTree] = {name: abstract_encoder(encoders[name]) for name in self.encoders}
         if self.needs_stats:
             clip = encoders["clip"]
             assert isinstance(clip, CLIPSpec), "statistics are those of CLIP's embeddings"

@@ -1,7 +1,6 @@
 """A system's weights on a mesh: a copy per replica of the axis `data`, each split over the other axes."""
 
 import dataclasses
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -45,7 +44,7 @@ def network_shardings(network: Network, params: Params, mesh: Mesh) -> PyTree:
 def abstract_weights(stage: Stage, networks: dict[str, Network], mesh: Mesh) -> Weights:
     """Return the weights of a stage as shapes laid on `mesh`, for planning."""
 
-    def on_mesh(shapes: Any, shardings: PyTree) -> Any:
+    def on_mesh(shapes: PyTree, shardings: PyTree) -> PyTree:
         return jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
         )

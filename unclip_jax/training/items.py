@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
-from orbax.checkpoint.future import ChainedFuture
+from orbax.checkpoint.future import ChainedFuture, Future
 
 from unclip_jax.core.digests import compare, compared, file_digest
 from unclip_jax.core.errors import UserError
@@ -102,7 +102,7 @@ def read_meta(folder: epath.Path) -> SavedMeta:
     return cast("SavedMeta", meta)
 
 
-def _is_sum(pair: Any) -> bool:
+def _is_sum(pair: object) -> bool:
     """Whether it is the sum and the count of a metric."""
     return isinstance(pair, list) and len(pair) == 2 and all(type(number) in (int, float) for number in pair)
 
@@ -168,7 +168,7 @@ def first_line(error: Exception) -> str:
 class _Arrays(ocp.StandardCheckpointHandler):
     """Saves arrays with digests."""
 
-    async def async_save(self, directory, *args, **kwargs) -> Any:
+    async def async_save(self, directory, *args, **kwargs) -> list[Future]:
         futures = await super().async_save(directory, *args, **kwargs)
         folder: epath.Path = getattr(directory, "path", directory)
         return [ChainedFuture(futures or [], lambda: _digest_own(folder))]
@@ -191,7 +191,7 @@ def _split(state: State) -> dict[str, PyTree]:
     return {"params": state.params, "ema": state.ema, "state": rest}
 
 
-def _restore(item: epath.Path, abstract: PyTree) -> Any:
+def _restore(item: epath.Path, abstract: PyTree) -> PyTree:
     with compared(_share(_digests(item))):
         # Not by the manager: one process that cannot read must not leave the others waiting.
         return ocp.StandardCheckpointHandler().restore(item, args=ocp.args.StandardRestore(abstract))

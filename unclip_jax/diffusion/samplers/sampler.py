@@ -6,12 +6,12 @@ one evaluation a step and nothing carried but x_t itself, the update is
 (1)  x_prev = x_0_coefficient x_0 + x_t_coefficient x_t + noise_coefficient noise
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int64
+from jaxtyping import Array, Float, Float64, Int64, PyTree
 
 from unclip_jax.diffusion.process import Process
 
@@ -74,13 +74,13 @@ class Sampler(Protocol):
         """
         ...
 
-    def start(self, x_T: Float[Array, " b *dims"]) -> Any:
+    def start(self, x_T: Float[Array, " b *dims"]) -> PyTree:
         """Return the `Carry` of the first evaluation."""
         ...
 
     def update(
-        self, carry: Any, prediction: Denoised, row: dict[str, Float[Array, ""]], noise: Float[Array, " b *dims"]
-    ) -> Any:
+        self, carry: PyTree, prediction: Denoised, row: dict[str, Float[Array, ""]], noise: Float[Array, " b *dims"]
+    ) -> PyTree:
         """Return the next carry, from one row of the table as float32 scalars."""
         ...
 
@@ -104,10 +104,10 @@ class OneEvaluation:
     def evaluations(self) -> int:
         return self.steps
 
-    def start(self, x_T: Float[Array, " b *dims"]) -> Any:
+    def start(self, x_T: Float[Array, " b *dims"]) -> PyTree:
         return Point(x_T)
 
     def update(
-        self, carry: Any, prediction: Denoised, row: dict[str, Float[Array, ""]], noise: Float[Array, " b *dims"]
-    ) -> Any:
+        self, carry: PyTree, prediction: Denoised, row: dict[str, Float[Array, ""]], noise: Float[Array, " b *dims"]
+    ) -> PyTree:
         return Point(row["x_0"] * prediction.x_0 + row["x_t"] * carry.x + row["noise"] * noise)
