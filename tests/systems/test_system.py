@@ -8,8 +8,10 @@ import pytest
 from tests import tiny
 from unclip_jax.core.errors import UserError
 from unclip_jax.diffusion.gaussian import ProcessSpec
+from unclip_jax.models.base import Network
 from unclip_jax.stages import compiled
 from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.stage import Stage
 from unclip_jax.systems import unclip
 from unclip_jax.systems.system import run as run_system
 
@@ -190,3 +192,41 @@ def test_default_settings_are_the_systems(tiny_bundle):
 def test_settings_of_an_unknown_stage():
     with pytest.raises(UserError, match="settings for decodr, .*did you mean 'decoder'"):
         run(settings={"decodr": SamplingSettings()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Repeated(Stage):
+    """Makes every pixel four, times a gain that it has trained: no diffusion, and no sampling but its own."""
+
+    TAG = ("stage", "repeated")
+    network: Network
+    size: int
+    reads = ("image_16",)
+
+    @property
+    def writes(self):
+        return f"image_{self.image_size}"
+
+    @property
+    def image_size(self):
+        return self.size
+
+    def sample(self, options, weights, rows, noise):
+        return weights.params["gain"] * jnp.repeat(jnp.repeat(rows["image_16"], 2, axis=1), 2, axis=2)
+
+
+def test_a_stage_that_is_no_diffusion(drawn):
+    tiny_system = tiny.system()
+    last = Repeated(network=tiny_system.networks["upsampler_0"], size=32)
+    system = dataclasses.replace(
+        tiny_system,
+        stages=tiny_system.stages | {"last": last},
+        params=tiny_system.params | {"last": {"gain": jnp.float32(0.5)}},
+        streams=tiny_system.streams | {"last": 9},
+    )
+    assert system.image_sizes()[32] == "last"
+    made = run(system=system)
+    np.testing.assert_array_equal(made["upsampler_0"], drawn["upsampler_0"])
+    np.testing.assert_array_equal(made["last"][:, ::2, 1::2], 0.5 * drawn["upsampler_0"])
+    with pytest.raises(UserError, match="last of bundle tiny is no diffusion stage; use a bundle in which it is"):
+        system.stage("last")
