@@ -116,7 +116,7 @@ def test_alternatives_from_everywhere_each_once(tmp_path, capsys):
         ("c.png", "caption of c.png"),
     ]
     told = capsys.readouterr().err
-    assert "2 of 3 images" in told and "one is drawn for each epoch" in told
+    assert "2 of 3 images" in told and "training draws one for each epoch" in told
 
 
 def test_captions_are_needed_unless_told_otherwise(tmp_path):

@@ -105,6 +105,17 @@ def test_statistics_are_measured_where_that_is_asked_for(started, tiny_folder, t
     assert np.abs(np.asarray(stats.mean) - np.asarray(tiny_bundle.stats.mean)).max() > 0.01
 
 
+def test_deviations_of_zero_are_refused(started, tiny_bundle, tmp_path):
+    flat = EmbeddingStats(mean=tiny_bundle.stats.mean, std=tiny_bundle.stats.std.at[3].set(0))
+    bundles.save(dataclasses.replace(tiny_bundle, stats=flat), tmp_path / "flat")
+    config = start(recipes.prior(), tmp_path / "flat")
+    with pytest.raises(
+        UserError, match="flat were trained with have a deviation that is not above 0; start from other"
+    ):
+        started(config)
+    assert (np.asarray(started(dataclasses.replace(config, stats="measure"))["frozen"]["stats"].std) > 0).all()
+
+
 def test_a_resumed_run_keeps_what_it_measured(started, tiny_folder, tiny_bundle, tmp_path):
     """Whatever its data are now, and whatever it started from."""
     config = dataclasses.replace(start(recipes.prior(), tiny_folder), stats="measure")

@@ -80,7 +80,7 @@ class FolderSource:
         several = sum(len(each) > 1 for each in self._captions)
         if several:
             line = f"{several} of {len(self)} images in {self._folder} have several captions (as lines of x.txt are)"
-            print(f"{line}; one is drawn for each epoch", file=sys.stderr)
+            print(f"{line}; training draws one for each epoch", file=sys.stderr)
         self._check_share(max_bad_share, len(self._bad) - found.counted_twice, cache_file.with_suffix(".txt"))
 
     def __len__(self) -> int:

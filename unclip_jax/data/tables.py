@@ -24,8 +24,8 @@ from unclip_jax.images.files import IMAGE_SUFFIXES
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTION_COLUMNS = ("text", "caption")
 COLUMNS = "file_name and text (or caption)"
-MOST_CHARACTERS = 1 << 17
-"""Longest caption that is taken; it is also the longest cell that Python's csv reads."""
+MOST_CHARACTERS = 1 << 14
+"""Longest caption that is taken. What a tokenizer learns of one long word takes it the square of the length."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from unclip_jax.bundle import store
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
@@ -61,10 +63,15 @@ class Origin:
 
     def inherit(self, own: Belongings, *, measure: bool = False) -> Belongings:
         """Return `own` with what it leaves open taken from these weights; with `measure` not the statistics of z_i, but
-        for a run's own. Raises UserError where they contradict each other."""
+        for a run's own. Raises UserError where they contradict each other, and for deviations of 0."""
         theirs = self.belongings
         if measure and not self.resumed:
             theirs = dataclasses.replace(theirs, stats=None)
+        if theirs.stats is not None and not (np.asarray(theirs.stats.std) > 0).all():
+            raise UserError(
+                f"the statistics of z_i that {self.whose} have a deviation that is not above 0; "
+                f"{self.remedy.partition('or ')[2]}{'' if self.resumed else ', or measure others with --stats measure'}"
+            )
         return own.inherit(theirs, self.whose, self.remedy)
 
     def check(self, config: Config, stats: EmbeddingStats | None) -> None:
