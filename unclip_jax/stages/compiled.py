@@ -24,7 +24,7 @@ Operation = Callable[..., Array]
 _programs: dict[tuple[Operation, Mesh | None], Any] = {}
 
 
-def program(operation: Operation, mesh: Mesh | None = None) -> Any:
+def program(operation: Operation, mesh: Mesh | None = None) -> jax.stages.Wrapped:
     """Return `operation`, to be called as it is; compiled once for each stage, options and shapes.
 
     On a mesh its weights lie as `unclip_jax.systems.placing` has them, and its noise is `KeyNoise`, of which a replica

@@ -10,7 +10,7 @@ with cond made by the stage's conditions, in training dropped at random.
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +178,7 @@ class DiffusionStage(Stage):
             threshold=settings.build_threshold(self.space.limit),
         )
 
-    def condition(self, weights: Weights, inputs: Arrays, count: int, without: tuple[str, ...] = ()) -> Any:
+    def condition(self, weights: Weights, inputs: Arrays, count: int, without: tuple[str, ...] = ()) -> PyTree:
         """Return the network's conditioning inputs for `count` rows, nothing dropped but the conditions `without`."""
         fields: Fields = {}
         for each in self.conditions:

@@ -25,7 +25,7 @@ from unclip_jax.models.base import Network
 from unclip_jax.stages import compiled
 from unclip_jax.stages.compiled import Operation
 from unclip_jax.stages.diffusion import DiffusionStage
-from unclip_jax.stages.encoders import Encoder
+from unclip_jax.stages.encoders import Arrays, Encoder
 from unclip_jax.stages.settings import Options, SamplingSettings
 from unclip_jax.stages.spaces import EmbeddingStats
 from unclip_jax.stages.stage import Stage, Weights
@@ -57,7 +57,7 @@ MakeStep = Callable[[str, Stage, SamplingSettings], Step]
 """From a stage's name, itself and its settings to its step."""
 
 
-def sampling_step(without: tuple[str, ...] = (), starts: Mapping[str, Any] | None = None) -> MakeStep:
+def sampling_step(without: tuple[str, ...] = (), starts: Arrays | None = None) -> MakeStep:
     """Make steps in which stages are sampled.
 
     Args:
@@ -169,7 +169,7 @@ class System:
             frozen["stats"] = self.stats
         return Weights(params=self.params[name], frozen=frozen)
 
-    def path(self, given: Mapping[str, Any], until: str | None = None) -> list[str]:
+    def path(self, given: Mapping[str, object], until: str | None = None) -> list[str]:
         """Return the stages that lead from the arrays `given` to the stage `until`, in order; to the last one for None.
 
         Raises UserError where there is no such stage, or an array is missing that none of them makes.
@@ -207,7 +207,7 @@ class System:
 
 def run(
     system: System,
-    inputs: Mapping[str, Any],
+    inputs: Arrays,
     key: Key[Array, ""],
     *,
     until: str | None = None,
@@ -251,7 +251,7 @@ def noise_of(system: System, name: str, key: Key[Array, ""], indices: Int[Array,
 
 
 def program_of(
-    system: System, name: str, step: Step, values: Mapping[str, Any], noise: NoiseSource | None
+    system: System, name: str, step: Step, values: Arrays, noise: NoiseSource | None
 ) -> Callable[[], Float[Array, "b ..."]]:
     """Return one stage by itself, ready to be called: `step`, on what the stage reads of `values`."""
     stage = system.stages[name]
