@@ -1,6 +1,7 @@
 """A system in Karlo's style with random weights, and the folders that it becomes; no torch anywhere."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import pytest
 
 from tests.bundle.helpers import weights
 from tests.convert.tokenizer import CONTEXT, write_clip_tokenizer
+from unclip_jax.convert import __main__ as convert
 from unclip_jax.convert.export import export_karlo
 from unclip_jax.convert.hf_clip import read_tokenizer
 from unclip_jax.convert.karlo import PRESET
+from unclip_jax.core.errors import run_cli
 from unclip_jax.diffusion.gaussian import ProcessSpec
 from unclip_jax.images.degrade import LowRes
 from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
@@ -129,3 +132,19 @@ def copy(karlo_folder, tmp_path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
     return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command and gives its exit status, stdout and stderr."""
+
+    def run(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["convert", *map(str, words)])
+        status = 0
+        try:
+            run_cli(convert.main)
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capsys.readouterr()
+
+    return run

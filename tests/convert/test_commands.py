@@ -1,30 +1,13 @@
 """The command: what it prints, and one line for everything that can be wrong with somebody's files."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from unclip_jax import bundle as bundles
-from unclip_jax.convert import __main__ as convert
 from unclip_jax.convert.config_files import stated_license
-from unclip_jax.core.errors import run_cli
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["convert", *map(str, words)])
-        status = 0
-        try:
-            run_cli(convert.main)
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def edit(path, **changes) -> None:

@@ -35,6 +35,7 @@ def imported(karlo_system, clip_spec, tmp_path):
     hub = tmp_path / "hub"
     export_karlo(dataclasses.replace(karlo_system, encoders={"clip": clip}, params=params, identities={}), hub)
     (hub / "prior_scheduler").rename(hub / "scheduler")
+    (hub / "feature_extractor").rename(hub / "image_processor")
     (hub / "model_index.json").write_text('{"_class_name": "KandinskyV22PriorPipeline"}')
     bundles.save(import_kandinsky_prior(hub, "theirs")[0], tmp_path / "theirs")
     return tmp_path / "theirs"

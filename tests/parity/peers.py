@@ -87,6 +87,11 @@ def clip(vocab_size: int, hidden_act: str, eos_token_id: int) -> CLIPModel:
     return fill(CLIPModel(config), "clip")
 
 
+def image_processor(size: int) -> CLIPImageProcessor:
+    """What prepares images for a tower of that size."""
+    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
     """What makes a Karlo large: the defaults run in seconds on one core."""
@@ -241,7 +246,7 @@ def karlo_variation(pipeline: UnCLIPPipeline) -> UnCLIPImageVariationPipeline:
     varied = UnCLIPImageVariationPipeline(
         **{name: getattr(pipeline, name) for name in (*shared, "decoder_scheduler", "super_res_scheduler")},
         image_encoder=tower,
-        feature_extractor=CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
+        feature_extractor=image_processor(size),
     )
     varied.set_progress_bar_config(disable=True)
     return varied

@@ -120,6 +120,7 @@ def test_clip_of_both_towers(tmp_path, activation, eos):
     vocab_size = write_clip_tokenizer(tmp_path / "hub")
     theirs = peers.clip(vocab_size, activation, 2 if eos == "legacy" else vocab_size - 1)
     theirs.save_pretrained(tmp_path / "hub")
+    peers.image_processor(theirs.config.vision_config.image_size).save_pretrained(tmp_path / "hub")
     imported, _ = import_clip(tmp_path / "hub", "clip", "")
     store.save(imported, tmp_path / "bundle")
     loaded = store.load(tmp_path / "bundle")
@@ -163,6 +164,7 @@ def test_towers_alone(tmp_path):
 
     vision = peers.fill(CLIPVisionModelWithProjection(peers.vision_config()), "image_encoder")
     vision.save_pretrained(tmp_path / "vision")
+    peers.image_processor(vision.config.image_size).save_pretrained(tmp_path / "vision")
     imported, _ = import_clip(tmp_path / "vision", "vision", "")
     store.save(imported, tmp_path / "vision_bundle")
     encoder = store.load(tmp_path / "vision_bundle").encoder("clip")

@@ -245,6 +245,8 @@ def find(name_or_folder: str | Path) -> Path:
     known = f"the shipped ones are {', '.join(shipped)}" if shipped else "none is shipped"
     if folder.is_dir():
         raise UserError(f"{folder} is not a bundle, it has no {CONFIG}; give a bundle's folder ({known})")
+    if folder.exists():
+        raise UserError(f"{folder} is a file, no bundle; give a bundle's folder ({known})")
     raise UserError(f"no bundle {name_or_folder}; give a bundle's folder or a name ({known})")
 
 

@@ -78,6 +78,10 @@ class HFClip(Import):
 class OpenClip(Import):
     """A CLIP of OpenCLIP's (a folder with open_clip_config.json) or of OpenAI's (a .pt file)."""
 
+    config: str | None = None
+    """What weights without it are of: an open_clip_config.json, or the name of the model, such as ViT-B-32-quickgelu,
+    or openai."""
+
     tokenizer: Path | None = None
     """Folder of the tokenizer, where the source has none."""
 
@@ -146,7 +150,7 @@ def read(command: Import) -> tuple[System, list[Account]]:
         case HFClip():
             return import_clip(source, name, license)
         case OpenClip():
-            return import_open_clip(source, name, license, command.tokenizer)
+            return import_open_clip(source, name, license, command.tokenizer, command.config)
     raise AssertionError(command)
 
 

@@ -1,5 +1,6 @@
 """Reading the configs of other projects: what is expected is checked, and a surprise is named."""
 
+import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,16 @@ def per_channel(config: Config, name: str, where: str) -> tuple[float, float, fl
         case [int() | float() as red, int() | float() as green, int() | float() as blue]:
             return float(red), float(green), float(blue)
     raise UserError(f"{where}: {name} is {config.get(name)!r}; it must hold three numbers")
+
+
+def only(config: Config, where: str, read: Sequence[str], values: Config) -> None:
+    """Refuse a config with other fields than `read`, which are shell patterns, and `values`, or with other values."""
+    expect(config, where, **values)
+    for name in config:
+        if name not in values and not any(fnmatch.fnmatchcase(name, pattern) for pattern in read):
+            raise UserError(
+                f"{where}: {name} is {config[name]!r}, a field that is not known here, so it is not imported"
+            )
 
 
 def expect(config: Config, where: str, **values: object) -> None:

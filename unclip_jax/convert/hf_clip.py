@@ -16,14 +16,17 @@ from unclip_jax.convert.mapping import Account, import_params, imported_system, 
 from unclip_jax.convert.tensor_files import Tensors, find_weights, read_json
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.extras import needs
-from unclip_jax.models.clip import CLIPSpec, TextSpec, VisionSpec
+from unclip_jax.models.clip import Activation, CLIPSpec, TextSpec, VisionSpec
 from unclip_jax.stages.encoders import Encoder
 from unclip_jax.systems.system import System
 from unclip_jax.text.tokenizer import Tokenizer
 
 LEGACY_EOS = 2
+CLIP_SIZE = 224
+"""Side in px to which a preprocessor_config.json that does not say it resizes."""
 IGNORED = ("*.embeddings.position_ids",)
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
+QUICK_GELU = "quick_gelu"
+ACTIVATIONS: dict[str, Activation] = {QUICK_GELU: QUICK_GELU, "gelu": "gelu"}
 
 
 def text_spec(config: Config, where: str, eos_id: int) -> TextSpec:
@@ -54,8 +57,16 @@ def vision_spec(config: Config, where: str) -> VisionSpec:
 def check_tower(config: Config, where: str) -> None:
     """Refuse what our Transformer does differently."""
     expect(config, where, layer_norm_eps=1e-5)
-    if config.get("hidden_act", "quick_gelu") not in ACTIVATIONS:
+    if config.get("hidden_act", QUICK_GELU) not in ACTIVATIONS:
         raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
+
+
+def activation(towers: Sequence[Config], where: str) -> Activation:
+    """Return the activation of towers, from their configs; UserError where they differ."""
+    found = list(dict.fromkeys(field(config, "hidden_act", str, where, QUICK_GELU) for config in towers))
+    if len(found) > 1:
+        raise UserError(f"{where}: hidden_act is {' and '.join(found)}; towers are known with one activation only")
+    return ACTIVATIONS[found[0]]
 
 
 class _Tower(TypedDict):
@@ -123,6 +134,8 @@ def names(spec: CLIPSpec) -> list[Entry]:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Read the tokenizer of a folder in either of Hugging Face's formats (tokenizer.json, or vocab.json and
     merges.txt)."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the folder that the tokenizer's files are in")
     # Imported here, since it takes seconds.
     with needs("convert"):
         import transformers
@@ -144,13 +157,24 @@ class ImageStatistics(TypedDict, total=False):
     image_std: tuple[float, float, float]
 
 
-def read_image_statistics(path: Path) -> ImageStatistics:
-    """Read the `image_mean` and `image_std` of a preprocessor_config.json; {} where there is none, for CLIP's own."""
+def read_image_statistics(path: Path, image_size: int) -> ImageStatistics:
+    """Read the `image_mean` and `image_std` of a preprocessor_config.json.
+
+    Raises UserError where there is none, or where images are prepared in another way than ours: made so small that the
+    middle square is what the tower sees.
+    """
     if not path.is_file():
-        return {}
-    config = read_json(path)
-    expect(config, str(path), do_normalize=True, do_rescale=True, resample=3)
-    mean, std = (per_channel(config, name, str(path)) for name in ("image_mean", "image_std"))
+        raise UserError(f"{path} is missing, which says how images are prepared; copy it there")
+    config, where = read_json(path), str(path)
+    expect(config, where, do_resize=True, do_center_crop=True, do_normalize=True, do_rescale=True, resample=3)
+    expect(config, where, rescale_factor=1 / 255)
+    sides = {"size": ("shortest_edge",), "crop_size": ("height", "width")}
+    for name, edges in sides.items():
+        value = config.get(name, CLIP_SIZE)
+        found = [value.get(edge) for edge in edges] if isinstance(value, dict) else [value]
+        if set(found) != {image_size}:
+            raise UserError(f"{where}: {name} is {value!r}; only {image_size} px, which the tower sees, are known")
+    mean, std = (per_channel(config, name, where) for name in ("image_mean", "image_std"))
     return ImageStatistics(image_mean=mean, image_std=std)
 
 
@@ -168,7 +192,10 @@ def import_clip(folder: Path, name: str, license: str) -> tuple[System, list[Acc
     vision_config = field(config, "vision_config", dict, where) if kind == "clip" else config
     text = None if tokenizer is None else text_spec(text_config, where, tokenizer.eos_id)
     vision = None if kind == "clip_text_model" else vision_spec(vision_config, where)
-    tower = text_config if text is not None else vision_config
+    towers = [text_config] * (text is not None) + [vision_config] * (vision is not None)
+    statistics = ImageStatistics()
+    if vision is not None:
+        statistics = read_image_statistics(folder / "preprocessor_config.json", vision.image_size)
     width = text.width if text is not None else (vision.width if vision is not None else 0)
     spec = CLIPSpec(
         embed_dim=field(config, "projection_dim", int, where) if projection else width,
@@ -176,9 +203,9 @@ def import_clip(folder: Path, name: str, license: str) -> tuple[System, list[Acc
         vision=vision,
         projection=projection,
         contrastive=kind == "clip",
-        activation="quick_gelu" if tower.get("hidden_act", "quick_gelu") == "quick_gelu" else "gelu",
+        activation=activation(towers, where),
         embedding="raw",
-        **read_image_statistics(folder / "preprocessor_config.json"),
+        **statistics,
     )
     tensors, entries = find_weights(folder, "model"), names(spec)
     if kind != "clip" and not any(name.startswith(("text_model.", "vision_model.")) for name in tensors.shapes):

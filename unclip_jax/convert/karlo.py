@@ -74,19 +74,21 @@ def import_towers(folder: Path, eos_id: int, processor: str = "feature_extractor
     config = read_json(Path(where))
     text = hf_clip.text_spec(config, where, eos_id)
     sources = [find_weights(folder / "text_encoder", "model")]
-    vision = None
+    vision, towers = None, [config]
     statistics = hf_clip.ImageStatistics()
     if (folder / "image_encoder").is_dir():
         vision_where = str(folder / "image_encoder" / "config.json")
-        vision = hf_clip.vision_spec(read_json(Path(vision_where)), vision_where)
-        statistics = hf_clip.read_image_statistics(folder / processor / "preprocessor_config.json")
+        towers.append(read_json(Path(vision_where)))
+        vision = hf_clip.vision_spec(towers[1], vision_where)
+        preparation = folder / processor / "preprocessor_config.json"
+        statistics = hf_clip.read_image_statistics(preparation, vision.image_size)
         sources.append(find_weights(folder / "image_encoder", "model"))
     spec = CLIPSpec(
         embed_dim=field(config, "projection_dim", int, where),
         text=text,
         vision=vision,
         contrastive=False,
-        activation="quick_gelu" if config.get("hidden_act", "quick_gelu") == "quick_gelu" else "gelu",
+        activation=hf_clip.activation(towers, where),
         embedding="raw",
         **statistics,
     )

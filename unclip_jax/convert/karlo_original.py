@@ -69,9 +69,11 @@ def import_karlo_original(
 ) -> tuple[System, list[Account]]:
     """Import a system from the authors' files. The tokenizer is CLIP's, which is in their code: give its folder."""
     sizes = sizes or Sizes()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; give the folder that the checkpoints are in")
     if tokenizer_folder is None:
         raise UserError("the original checkpoints come without a tokenizer; give the folder of CLIP's with --tokenizer")
-    clip, accounts = open_clip.import_open_clip(folder / CLIP_FILE, name, license, tokenizer_folder)
+    clip, accounts = open_clip.import_open_clip(folder / CLIP_FILE, name, license, tokenizer_folder, "openai")
     stages = {}
     stages["prior"], stats, more = import_prior(folder, sizes)
     stages["decoder"], decoder_account = import_decoder(folder, sizes)

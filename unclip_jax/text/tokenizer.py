@@ -101,6 +101,8 @@ class Tokenizer:
         """
         folder = Path(folder)
         file = folder / "tokenizer.json"
+        if folder.is_file():
+            raise UserError(f"{folder} is a file; give the folder that holds it, with tokenizer.json")
         if not file.is_file():
             raise UserError(f"no tokenizer at {file}; give a folder that holds tokenizer.json")
         try:

@@ -212,7 +212,8 @@ def load_params(
     folder = open_folder(path) / FOLDER
     steps = committed_steps(folder)
     if not steps:
-        raise UserError(f"no checkpoint in {folder}; give the workdir of a run that has saved one")
+        there = f"{path} is a file" if open_folder(path).is_file() else f"no checkpoint in {folder}"
+        raise UserError(f"{there}; give the workdir of a run that has saved one")
     if step is not None and step not in steps:
         raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, sorted(steps)))}")
 
