@@ -15,7 +15,7 @@ from unclip_jax.bundle import store
 from unclip_jax.core import command_line
 from unclip_jax.core.config import from_json
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.core.files import check_free
+from unclip_jax.core.files import check_writable
 from unclip_jax.sampling.provenance import PROVENANCE_KEY, Provenance
 
 from . import decode, inpaint, interpolate, invert, probe, text_diff, text_to_image, upscale, variations
@@ -52,7 +52,7 @@ def run(options: Options) -> None:
     command = COMMANDS[provenance.command]
     request = from_json(command.Options, provenance.options, f"{where}.options")
     request = dataclasses.replace(request, out=out, overwrite=options.overwrite)
-    check_free([out], overwrite=options.overwrite)
+    check_writable([out], overwrite=options.overwrite)
     system = store.load(request.bundle, weights=False)
     provenance.check_same(options.image, request.inputs(), system, text.get("bundle_hash"))
     command.run(request)

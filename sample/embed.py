@@ -7,6 +7,7 @@ The file holds `prompts` [n] and `z_i` [n d].
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import tyro
 from unclip_jax.bundle import store
 from unclip_jax.core import compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.core.files import check_free
+from unclip_jax.core.files import check_writable, write_all
 from unclip_jax.core.npz import write_npz
 from unclip_jax.sampling.captions import report_truncation
 from unclip_jax.sampling.overrides import parse
@@ -46,7 +47,7 @@ def main() -> None:
     options.check()
     if options.out.suffix != ".npz":
         raise UserError(f"{options.out} does not end in .npz; give a name that does")
-    check_free([options.out], overwrite=options.overwrite)
+    check_writable([options.out], overwrite=options.overwrite)
     prompts = read_prompts(options.prompt, options.prompts)
     compilation_cache.enable()
     described = store.load(options.bundle, weights=False)
@@ -56,8 +57,8 @@ def main() -> None:
     sizes = {"seed": options.seed, "batch_size": options.batch_size}
     with report_truncation():
         z_i = text_to_embedding(system, prompts, settings=settings, **sizes)
-    write_npz(options.out, prompts=np.array(prompts), z_i=z_i)
-    print(options.out)
+    written = write_all([(options.out, functools.partial(write_npz, prompts=np.array(prompts), z_i=z_i))])
+    print(*written)
 
 
 if __name__ == "__main__":

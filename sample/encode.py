@@ -7,6 +7,7 @@ several.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +19,9 @@ from PIL import Image
 from unclip_jax.bundle import store
 from unclip_jax.core import command_line, compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.core.files import check_free
+from unclip_jax.core.files import check_writable, write_all
 from unclip_jax.core.npz import write_npz
+from unclip_jax.core.unicode import printable
 from unclip_jax.data.folder import FolderSource
 from unclip_jax.editing.embeddings import embed_captions, embed_images
 from unclip_jax.images.pixels import to_float
@@ -58,7 +60,7 @@ def main() -> None:
         raise UserError(f"batch_size is {options.batch_size}; it must be at least 1")
     if options.out.suffix != ".npz":
         raise UserError(f"{options.out} does not end in .npz; give a name that does")
-    check_free([options.out], overwrite=options.overwrite)
+    check_writable([options.out], overwrite=options.overwrite)
     compilation_cache.enable()
     system = store.load(options.bundle, parts=("clip",))
     size = system.encoder("clip").clip.image_tower.image_size
@@ -77,8 +79,9 @@ def main() -> None:
             z_t[first] = np.asarray(embed_captions(system, [record.captions[0] for record in records]))
         say(f"encoded {len(names)} of {count}")
     arrays = {name: joined(made, count) for name, made in {"z_i": z_i, "z_t": z_t}.items() if made}
-    write_npz(options.out, names=np.array(names), **arrays)
-    print(options.out)
+    arrays = {"names": np.array([printable(name) for name in names]), **arrays}
+    written = write_all([(options.out, functools.partial(write_npz, **arrays))])
+    print(*written)
 
 
 if __name__ == "__main__":

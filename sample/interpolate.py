@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.core.files import write_all
 from unclip_jax.editing.interpolation import OVERSAMPLING, equal_change_positions, frame_positions, interpolate
 from unclip_jax.editing.latents import Latents, base_size
 from unclip_jax.images.animation import SUFFIXES, check_writable, save_animation
@@ -96,8 +97,8 @@ def run(options: Options) -> None:
         positions = equal_change_positions(np.asarray(survey), small, options.frames)
     images = draw(positions, only=options.only)
     if options.out.suffix.lower() in SUFFIXES:
-        save_animation(options.out, images, options.frames_per_second)
-        print(options.out)
+        save = functools.partial(save_animation, frames=images, frames_per_second=options.frames_per_second)
+        print(*write_all([(options.out, save)]))
         return
     about = {"prompts" if options.prompts else "images": "\n".join(names)}
     each = [about | {"place": f"{position:.6g}"} for position in positions]

@@ -9,6 +9,7 @@ ways; 50 steps without guidance by default, which is the most faithful.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import tyro
 
 from unclip_jax.core import compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.core.files import check_free
+from unclip_jax.core.files import check_writable, write_all
 from unclip_jax.editing.inversion import CORRECTIONS, inversion_settings
 from unclip_jax.editing.latents import Latents, base_size, encode_files, save_latents
 from unclip_jax.images.files import image_files, read_fitted, stems
@@ -54,7 +55,7 @@ def run(options: Options) -> None:
         raise UserError(f"corrections is {options.corrections}; it must be at least 0")
     files = image_files(options.images)
     sheet, latent_files = paths(options.out, stems(files))
-    check_free([sheet, *latent_files], overwrite=options.overwrite)
+    check_writable([sheet, *latent_files], overwrite=options.overwrite)
     provenance = Provenance.of("invert", options, options.inputs())
     compilation_cache.enable()
     session = open_session(options)
@@ -69,12 +70,13 @@ def run(options: Options) -> None:
     for name, value in zip(latents.names, nearness, strict=True):
         print(f"{name}: PSNR {value:.2f} dB")
     print(f"median: PSNR {np.median(nearness):.2f} dB")
-    for path, rows in zip(latent_files, split(latents, len(latent_files)), strict=True):
-        save_latents(path, rows, system)
-        print(path)
     both = np.stack([originals, images], axis=1).reshape(-1, size, size, 3)
-    save_png(sheet, grid(both, 2), provenance.text(system, settings) | {"images": "\n".join(latents.names)})
-    print(sheet)
+    text = provenance.text(system, settings) | {"images": "\n".join(latents.names)}
+    rows = split(latents, len(latent_files))
+    found = [functools.partial(save_latents, latents=each, system=system) for each in rows]
+    files = [*zip(latent_files, found, strict=True), (sheet, lambda path: save_png(path, grid(both, 2), text))]
+    for path in write_all(files):
+        print(path)
 
 
 def paths(out: Path, names: Sequence[str]) -> tuple[Path, list[Path]]:

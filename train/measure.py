@@ -17,6 +17,7 @@ import tyro
 from unclip_jax.bundle import store
 from unclip_jax.core import command_line, compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.core.files import try_writing
 from unclip_jax.data.sources import open_source
 from unclip_jax.editing.probing import fit_basis
 from unclip_jax.training.statistics import measure_system
@@ -51,6 +52,7 @@ def main() -> None:
     """Measure, write, and say what was found."""
     options: Options = command_line.parse(Options, description=__doc__)
     compilation_cache.enable()
+    try_writing(store.find(options.bundle))
     system = store.load(options.bundle)
     source = open_source(options.data, "train", options.data_dir)
     if len(source) < options.examples:

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from unclip_jax.bundle.check import check_fit
-from unclip_jax.bundle.store import StoredDtype, load, save
+from unclip_jax.bundle.store import StoredDtype, check_place, load, save
 from unclip_jax.core.errors import run_cli
 from unclip_jax.sampling.overrides import Overrides, override, parse
 from unclip_jax.stages.settings import SamplingSettings
@@ -49,6 +49,7 @@ class Options:
 def main() -> None:
     """Assemble and write a bundle."""
     options: Options = parse(Options, description=__doc__)
+    check_place(options.out, overwrite=options.overwrite)
     base = None if options.base is None else load(options.base)
     system = assemble_unclip(
         clip=options.clip,

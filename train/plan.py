@@ -19,7 +19,7 @@ import jax
 from unclip_jax.core import command_line
 from unclip_jax.core.config import suggest
 from unclip_jax.core.errors import UserError, run_cli
-from unclip_jax.core.files import atomic_write
+from unclip_jax.core.files import check_writable, write_all, write_text
 from unclip_jax.core.program import program
 from unclip_jax.models.base import Network
 from unclip_jax.nn.remat import Remat
@@ -145,6 +145,8 @@ def main() -> None:
     options: Options = command_line.parse(Options, prog=f"{program()} RECIPE", description=__doc__)
     if options.clip not in RECIPES["clip"]:
         raise UserError(f"no recipe {options.clip!r} for the clip; {suggest(options.clip, list(RECIPES['clip']))}")
+    if options.json is not None:
+        check_writable([options.json], overwrite=True)
     # Nothing runs, so whatever accelerator this machine has is left alone.
     jax.config.update("jax_platforms", "cpu")
     clip = RECIPES["clip"][options.clip]().stage().network
@@ -166,8 +168,7 @@ def main() -> None:
         print("\n" + report.table([(each.name, each.layout, each.plan, each.cost) for each in last.values()]))
     if options.json is not None:
         data = [report.as_json(each.name, each.layout, each.plan, each.cost) for each in last.values()]
-        with atomic_write(options.json) as draft:
-            draft.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        write_all([(options.json, functools.partial(write_text, text=json.dumps(data, indent=2) + "\n"))])
     if not all(each.plan.memory.fits for each in last.values()):
         raise UserError("not everything fits; see above, or let --fit find what does")
 

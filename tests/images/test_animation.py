@@ -1,5 +1,6 @@
 import importlib.util
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,13 @@ def test_an_mp4(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
 
 
-def test_an_encoder_that_fails(tmp_path):
-    with pytest.raises(UserError, match="the .mp4 was not written .*; write a .gif"):
-        save_animation(tmp_path / "x.mp4", FRAMES[:, :, :0], 8.0)
-    assert list(tmp_path.iterdir()) == []
+def test_the_frames_of_an_encoder_that_fails_are_kept(tmp_path, monkeypatch):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setattr(ffmpeg, "get_ffmpeg_exe", lambda: "false")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(UserError, match="the .mp4 was not written .*; the frames are in .*/x.gif"):
+        save_animation(tmp_path / "out" / "x.mp4", FRAMES, 8.0)
+    assert len(list(tmp_path.glob("unclip_jax-*/x.gif"))) == 1 and list((tmp_path / "out").iterdir()) == []
 
 
 def test_what_an_mp4_needs(monkeypatch):

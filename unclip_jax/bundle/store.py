@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from unclip_jax.bundle.safetensors_file import Stored, open_safetensors, read_te
 from unclip_jax.core.config import suggest
 from unclip_jax.core.digests import file_digest
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.files import atomic_write
+from unclip_jax.core.files import atomic_write, try_writing
 from unclip_jax.core.reading import parse_json, read_text
 from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.samplers import X0Variance
@@ -59,10 +60,7 @@ def save(system: System, folder: str | Path, *, dtype: StoredDtype = "float32", 
         OSError: if the disk is full; nothing is left behind.
     """
     folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise UserError(f"{folder} already exists; choose another folder, or overwrite it")
-    if overwrite and folder.exists() and not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is not a bundle, so it is not overwritten; choose another folder")
+    check_place(folder, overwrite=overwrite)
     unnamed = {
         name: identity(encoder.params) for name, encoder in system.encoders.items() if name not in system.identities
     }
@@ -88,6 +86,16 @@ def save(system: System, folder: str | Path, *, dtype: StoredDtype = "float32", 
         digests = {name: file_digest(path) for name, path in paths.items()}
         _write_config(draft, dataclasses.replace(config, digests=digests))
         return _sha256(draft / CONFIG)
+
+
+def check_place(folder: Path, *, overwrite: bool = False) -> None:
+    """Make sure, before any work, that a bundle can be written as `folder`; UserError where it cannot."""
+    if os.path.lexists(folder):
+        if not overwrite:
+            raise UserError(f"{folder} already exists; choose another folder, or overwrite it")
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{folder} is not a bundle, so it is not overwritten; choose another folder")
+    try_writing(folder)
 
 
 def load(
@@ -227,7 +235,9 @@ def add_statistics(folder: Path, basis: Basis, x0_variance: dict[str, X0Variance
 
 
 def _write_config(folder: Path, config: BundleConfig) -> None:
-    (folder / CONFIG).write_text(json.dumps(config.write(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (folder / CONFIG).write_text(
+        json.dumps(config.write(), indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace"
+    )
 
 
 def find(name_or_folder: str | Path) -> Path:

@@ -122,11 +122,13 @@ def main() -> None:
     command = command_line.parse(Command, description=__doc__)
     if isinstance(command, Export):
         write = export.export_karlo if isinstance(command, ToKarlo) else export.export_clip
+        store.check_place(command.out)
         write(store.load(command.bundle), command.out)
         print(f"wrote {command.out}")
         return
     if not command.source.exists():
         raise UserError(f"{command.source} does not exist; give a model as it was downloaded")
+    store.check_place(command.out, overwrite=command.overwrite)
     system, accounts = read(command)
     # Weights are read while they are written, one tensor at a time.
     bundle_hash = store.save(system, command.out, dtype=command.dtype, overwrite=command.overwrite)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from unclip_jax.bundle.safetensors_file import Stored, write_safetensors
+from unclip_jax.bundle.store import check_place
 from unclip_jax.convert import diffusers_nets as nets
 from unclip_jax.convert import hf_clip
 from unclip_jax.convert.karlo import WEIGHTS
@@ -43,8 +44,7 @@ def export_karlo(system: System, folder: Path) -> None:
     Raises:
         UserError: the bundle is not such a pipeline, or holds what it cannot express; no folder is left then.
     """
-    if folder.exists():
-        raise UserError(f"{folder} already exists; choose another folder")
+    check_place(folder)
     varies = "prior" not in system.stages
     clip, decoder = system.encoder("clip"), _unet(system.stage("decoder").network, "decoder")
     upsampler, params = _upsampler(system), system.params
@@ -114,8 +114,7 @@ def _unet(network: Network, name: str) -> UNetSpec:
 
 def export_clip(system: System, folder: Path) -> None:
     """Write what `CLIPModel`, or one of its towers, loads."""
-    if folder.exists():
-        raise UserError(f"{folder} already exists; choose another folder")
+    check_place(folder)
     encoder, tokenizer = system.encoder("clip"), system.tokenizer
     spec, weights = encoder.clip, flatten(encoder.params)
     if spec.embedding != "raw":

@@ -6,13 +6,18 @@ keeps its traceback.
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
 
 from unclip_jax.core.program import as_typed
+from unclip_jax.core.unicode import printable
 
 MAX_LINE = 2_000
+_OF_A_NAME = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -29,22 +34,30 @@ class UserError(Exception):
 def run_cli(main: Callable[[], None]) -> None:
     """Run a command's `main`, turning what a person can cause into one line on stderr and an exit status.
 
-    Exits with 2 on `UserError` and on a full disk, with 130 (128 + SIGINT) on an interrupt and with 141 (128 + SIGPIPE)
-    where nobody reads the output any more.
+    Exits with 2 on `UserError`, on a full disk and on a name that cannot be read or written, with 130 (128 + SIGINT) on
+    an interrupt and with 141 (128 + SIGPIPE) where nobody reads the output any more.
     """
+    # A terminal that has no letter for a name gets the number of it, and no traceback after the work is done.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
-        line = as_typed(" ".join(str(error).split()))
+        # A line may quote a file, and a file may hold what a terminal obeys.
+        line = printable(as_typed(" ".join(str(error).split())))
     except BrokenPipeError:
         # Whoever read the output, such as `head`, has had enough. Python must not try to flush it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" while writing {error.filename}" if error.filename else ""
+            line = f"the disk is full{where}; free some space or choose another folder, then run it again"
+        elif error.filename is not None and error.errno in _OF_A_NAME:
+            name = printable(os.fsdecode(error.filename)) if not isinstance(error.filename, int) else error.filename
+            line = f"{name}: {error.strerror}; check the name, and who may read and write it"
+        else:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        line = f"the disk is full{where}; free some space or choose another folder, then run it again"
     except KeyboardInterrupt:
         sys.exit(130)
     else:

@@ -23,6 +23,7 @@ from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.npz import read_npz, write_npz
 from unclip_jax.core.reading import parse_json
+from unclip_jax.core.unicode import printable
 from unclip_jax.editing.embeddings import embed_images, tokenise
 from unclip_jax.editing.inversion import CORRECTIONS, invert
 from unclip_jax.images.files import read_fitted, stems
@@ -142,7 +143,7 @@ def decoding_request(
 def save_latents(path: Path, latents: Latents, system: System) -> None:
     """Write latents with their x_T."""
     assert latents.x_T is not None, "latents without x_T are embeddings"
-    arrays = {"z_i": latents.z_i, "x_T": latents.x_T, "names": np.array(latents.names)}
+    arrays = {"z_i": latents.z_i, "x_T": latents.x_T, "names": np.array([printable(name) for name in latents.names])}
     settings = np.array(json.dumps(to_json(latents.settings)))
     write_npz(path, **arrays, settings=settings, bundle_hash=np.array(system.hash))
 

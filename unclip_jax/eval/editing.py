@@ -13,6 +13,7 @@ inversion runs the whole cascade unless `--stop-at` says otherwise; paths go bet
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from PIL import Image
 from unclip_jax.bundle import store
 from unclip_jax.core import command_line, compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.core.files import check_writable, write_all
 from unclip_jax.data.captioned_shapes import scenes
 from unclip_jax.data.captioned_shapes.render import render
 from unclip_jax.editing.embeddings import tokenise
@@ -322,6 +324,8 @@ MEASURES: dict[str, Callable[[Session, Options, Subject], Measured]] = {
 def main() -> None:
     """Edit, judge, and print a paragraph per operation."""
     options: Options = command_line.parse(Options, description=__doc__)
+    if options.out is not None:
+        check_writable([options.out / f"{name}.png" for name in options.only], overwrite=True)
     compilation_cache.enable()
     started = time.perf_counter()
     session = Session(store.load(options.bundle), batch_size=options.batch_size)
@@ -335,7 +339,9 @@ def main() -> None:
         if options.out is not None:
             columns = [strip[:8] for strip in strips]
             rows = np.stack([image for images in zip(*columns, strict=True) for image in images])
-            save_png(options.out / f"{name}.png", grid(rows, columns=len(strips)), {"software": "unclip_jax"})
+            text = {"software": "unclip_jax"}
+            save = functools.partial(save_png, image=grid(rows, columns=len(strips)), text=text)
+            write_all([(options.out / f"{name}.png", save)])
 
 
 if __name__ == "__main__":

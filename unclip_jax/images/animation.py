@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,13 @@ def check_writable(path: Path) -> None:
 def save_animation(path: Path, frames: UInt8[np.ndarray, "n h w 3"], frames_per_second: float) -> None:
     """Write a .gif, which plays for ever, or an .mp4, whose sides are made even, as H.264 requires."""
     if path.suffix.lower() == ".mp4":
-        with atomic_write(path) as draft:
-            _encode(draft, frames, frames_per_second)
+        try:
+            with atomic_write(path) as draft:
+                _encode(draft, frames, frames_per_second)
+        except UserError as error:
+            other = Path(tempfile.mkdtemp(prefix="unclip_jax-")) / path.with_suffix(".gif").name
+            save_animation(other, frames, frames_per_second)
+            raise UserError(f"{error}; the frames are in {other}") from error
         return
     first, *others = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
@@ -46,4 +52,4 @@ def _encode(path: Path, frames: UInt8[np.ndarray, "n h w 3"], frames_per_second:
     done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").splitlines() or [f"status {done.returncode}"]
-        raise UserError(f"the .mp4 was not written ({lines[-1]}); write a .gif")
+        raise UserError(f"the .mp4 was not written ({lines[-1]})")

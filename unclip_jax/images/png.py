@@ -9,7 +9,7 @@ Text is read without Pillow, which decodes the pixels for it; expanded, it has a
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.files import atomic_write
+from unclip_jax.core.files import atomic_write, check_writable
 from unclip_jax.core.reading import MIB, check_regular
 
 MAX_TEXT_BYTES = 32 * MIB
@@ -34,14 +34,25 @@ def save_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"], text: dict[str
         UserError: if the name does not end in .png.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"cannot write {path}; give a name that ends in .png")
+    _check_name(path)
     info = PngInfo()
     for key, value in text.items():
         # The bytes of a name of a file that is no Unicode stay as they are, escaped; in JSON that is what they mean.
         info.add_itxt(key, value.encode("utf-8", "backslashreplace").decode())
     with atomic_write(path) as draft:
         Image.fromarray(image).save(draft, format="PNG", pnginfo=info)
+
+
+def check_png(paths: Sequence[Path], *, overwrite: bool) -> None:
+    """Make sure, before any work, that PNG files can be written; UserError where they cannot."""
+    for path in paths:
+        _check_name(path)
+    check_writable(paths, overwrite=overwrite)
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise UserError(f"cannot write {path}; give a name that ends in .png")
 
 
 def read_text(path: str | Path) -> dict[str, str]:

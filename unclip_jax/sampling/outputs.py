@@ -1,5 +1,6 @@
 """Where the pictures of a request go: a .png for all of them, or a file each in a folder."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.files import check_free
+from unclip_jax.core.files import check_writable, write_all
 from unclip_jax.images.pixels import grid
 from unclip_jax.images.png import save_png
 from unclip_jax.sampling.provenance import Provenance
@@ -42,7 +43,7 @@ class Output:
         self._out, self._only = out, only
         self._numbers = list(range(len(names))) if only is None else [only]
         self._paths = [out / f"{names[i]}.png" for i in self._numbers] if not kind else [out]
-        check_free(self._paths, overwrite=overwrite)
+        check_writable(self._paths, overwrite=overwrite)
 
     def save(
         self,
@@ -54,7 +55,7 @@ class Output:
         about_each: Sequence[dict[str, str]],
         sheet: UInt8[np.ndarray, "grid_h grid_w 3"] | None = None,
     ) -> list[Path]:
-        """Write the PNG files and return their names.
+        """Write the PNG files and return their names; UserError where they had to be written elsewhere.
 
         Args:
             settings: of the stages that ran.
@@ -65,9 +66,11 @@ class Output:
         """
         if self._only is None and self._out.suffix:
             text = provenance.text(system, settings) | about
-            save_png(self._out, grid(images) if sheet is None else sheet, text)
-            return [self._out]
-        for number, path, image in zip(self._numbers, self._paths, images, strict=True):
+            return write_all([(self._out, lambda path: save_png(path, grid(images) if sheet is None else sheet, text))])
+
+        def picture(number: int, image: UInt8[np.ndarray, "h w 3"], path: Path) -> None:
             text = provenance.text(system, settings, only=number) | about_each[number] | {"index": str(number)}
             save_png(path, image, text)
-        return self._paths
+
+        rows = zip(self._numbers, self._paths, images, strict=True)
+        return write_all((path, functools.partial(picture, number, image)) for number, path, image in rows)

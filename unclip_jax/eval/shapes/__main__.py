@@ -8,6 +8,7 @@ which measures the checker.
 """
 
 import dataclasses
+import functools
 import math
 import sys
 from pathlib import Path
@@ -17,10 +18,11 @@ import numpy as np
 from unclip_jax.bundle import store
 from unclip_jax.core import compilation_cache
 from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.core.files import write_all
 from unclip_jax.data.captioned_shapes.render import render
 from unclip_jax.eval.shapes.cases import CRITERIA, GROUPS, cases, evaluate
 from unclip_jax.images.pixels import grid
-from unclip_jax.images.png import save_png
+from unclip_jax.images.png import check_png, save_png
 from unclip_jax.sampling import overrides
 from unclip_jax.sampling.text_to_image import text_to_image
 
@@ -52,6 +54,8 @@ def main() -> None:
     options = overrides.parse(Options, description=__doc__)
     if options.prompts < 4 * 2:
         raise UserError(f"prompts is {options.prompts}; give at least 8, two for each group")
+    if options.out is not None:
+        check_png([options.out], overwrite=True)
     compilation_cache.enable()
     groups = {name: cases(*which, options.prompts // len(GROUPS)) for name, which in GROUPS.items()}
     members = [case for group in groups.values() for case in group]
@@ -68,12 +72,13 @@ def main() -> None:
             batch_size=options.batch_size,
             progress=lambda p: print(f"{p.done} of {p.total}: {p.stage} in {p.seconds:.1f} s", file=sys.stderr),
         )
-    if options.out is not None:
-        save_png(options.out, grid(images, columns=8), {"prompts": "\n".join(case.caption for case in members)})
     print(f"{'':42s}" + "".join(f"{name:>10s}" for name in CRITERIA))
     for name, row in evaluate(images, groups).items():
         cells = ["-" if math.isnan(row[c]) else f"{100 * row[c]:.1f} %" for c in CRITERIA]
         print(f"{name:42s}" + "".join(f"{cell:>10s}" for cell in cells))
+    if options.out is not None:
+        text = {"prompts": "\n".join(case.caption for case in members)}
+        write_all([(options.out, functools.partial(save_png, image=grid(images, columns=8), text=text))])
 
 
 if __name__ == "__main__":
