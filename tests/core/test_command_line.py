@@ -17,6 +17,7 @@ class Part:
 
     batch_size: int = 1
     width: int = 2
+    label: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,12 +65,12 @@ LATIN_1 = os.fsdecode("café".encode("latin-1"))
 
 
 @pytest.mark.parametrize(
-    ("words", "name"), [([LATIN_1], "name"), (["--kind", LATIN_1], "kind"), (["--words", "a", LATIN_1], "words")]
+    "words", [[LATIN_1], ["--kind", LATIN_1], ["--words", "a", LATIN_1], ["--part.label", LATIN_1]]
 )
-def test_a_string_that_is_no_text_is_one_line(monkeypatch, words, name):
+def test_a_string_that_is_no_text_is_one_line(monkeypatch, words):
     with pytest.raises(UserError) as raised:
         parse(monkeypatch, *words)
-    assert str(raised.value) == f"{name} 'caf\\udce9' is not UTF-8; give it in UTF-8"
+    assert str(raised.value) == "'caf\\udce9' on the command line is not UTF-8; give it in UTF-8"
 
 
 def test_a_path_may_be_any_bytes(monkeypatch):

@@ -48,7 +48,7 @@ def test_a_grid_that_says_how_it_was_drawn(draw, tmp_path, tiny_folder):
 
 
 def test_a_prompt_that_is_no_text(draw, tmp_path):
-    assert_one_line(draw("caf\udce9", "--out", tmp_path / "x.png"), r"prompt 'caf\udce9' is not UTF-8")
+    assert_one_line(draw("caf\udce9", "--out", tmp_path / "x.png"), r"'caf\udce9' on the command line is not UTF-8")
     assert not (tmp_path / "x.png").exists()
 
 

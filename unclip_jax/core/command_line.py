@@ -61,9 +61,9 @@ def parse(form: Any, *, prog: str | None = None, description: str | None = None)
         raise UserError(f"{_first_section(boxes.getvalue())}; see {prog} --help") from None
     if unknown:
         raise UserError(f"{_misunderstood(unknown, list(_options(value)))}; see {prog} --help")
-    for name, given in _strings(value):
+    for given in _strings(value):
         if (why := fault(given)) is not None:
-            raise UserError(f"{name} {given!r} {why}; give it in UTF-8")
+            raise UserError(f"{given!r} on the command line {why}; give it in UTF-8")
     return value
 
 
@@ -95,19 +95,17 @@ def _misunderstood(unknown: list[str], options: list[str]) -> str:
     return f"no option {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _strings(value: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """Return the strings in a dataclass, in order, each with the name of its field."""
+def _strings(value: object) -> Iterator[str]:
+    """Yield the strings in a dataclass, in order."""
     if isinstance(value, str):
-        yield name, value
+        yield value
     elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from _strings(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _strings(item, name)
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
     elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _strings(item, f"{name}.{key}".lstrip("."))
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _strings(item)
 
 
 def _options(value: DataclassInstance, prefix: str = "--") -> Iterator[str]:
