@@ -17,6 +17,13 @@ from pathlib import Path
 from unclip_jax.core.errors import UserError
 
 
+def cache_folder() -> Path:
+    """Return the folder in the user's cache for what can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # A user without a home, as in containers, keeps its tilde.
+    return Path(tempfile.gettempdir() if home.startswith("~") else home) / "unclip_jax"
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or a folder at, and rename that to `path` at the end.

@@ -18,7 +18,8 @@ class DataConfig:
     """Where examples come from and how many make a batch."""
 
     source: str = "captioned_shapes"
-    """"captioned_shapes", or a folder of images with captions (x.jpg + x.txt, metadata.jsonl or metadata.csv)."""
+    """"captioned_shapes"; a folder of images with captions (x.jpg + x.txt, metadata.jsonl or metadata.csv) or of tar
+    files; or tar files as WebDataset and img2dataset write them: "shards/{000..099}.tar", "a/*.tar::b/*.tar"."""
     split: str = "train"
     """"train", "test" (of a folder), "test_seen" or "test_unseen" (of captioned_shapes)."""
     data_dir: str = "data"

@@ -12,6 +12,7 @@ from unclip_jax.core.unicode import printable
 from unclip_jax.data.folder import FolderSource
 from unclip_jax.data.records import Record, Source
 from unclip_jax.data.tables import TABLES
+from unclip_jax.data.tars import TarSource, shards_of
 from unclip_jax.images.files import IMAGE_SUFFIXES
 from unclip_jax.images.transforms import read_image
 
@@ -66,24 +67,31 @@ def open_source(
     min_side: int = 8,
     captions: bool = True,
 ) -> Source:
-    """Open a dataset by name, or a folder of captioned images.
+    """Open a dataset by name, a folder of captioned images, or tar files of them.
 
     Args:
-        name_or_folder: "captioned_shapes", or a folder. A folder with subfolders `train` and `test` has these
-            splits; one without is all "train". What is not read of it is said.
+        name_or_folder: "captioned_shapes"; a folder of images or of tar files; or tar files themselves, see
+            `tars.shards_of`. A folder with subfolders `train` and `test` has these splits; one without is all "train".
+            What is not read of it is said.
         split: "train" or "test" of a folder; for captioned_shapes see `ShapesSource`.
         data_dir: where datasets with a name are kept.
         resolution, num_train, num_test: of captioned_shapes, see `ShapesSource`.
-        max_bad_share, min_side, captions: of a folder, see `FolderSource`.
+        max_bad_share, min_side, captions: of a folder and of tar files, see `FolderSource`.
 
     Raises UserError for a name or a split that does not exist.
     """
     if str(name_or_folder) == "captioned_shapes":
         return ShapesSource(data_dir, split, resolution=resolution, num_train=num_train, num_test=num_test)
 
+    kept = {"max_bad_share": max_bad_share, "min_side": min_side, "captions": captions}
+    if str(name_or_folder).endswith(".tar"):
+        if split != "train":
+            raise UserError(f"tar files have no split {split!r}; name the files of it as the source")
+        return TarSource(shards_of(str(name_or_folder)), **kept)
     folder = Path(os.path.expanduser(name_or_folder))
     if not str(name_or_folder) or not os.path.isdir(folder):
-        raise UserError(f"no dataset {str(name_or_folder)!r}; give captioned_shapes or a folder of images")
+        known = "captioned_shapes, a folder of images, or tar files as in shards/{000..099}.tar"
+        raise UserError(f"no dataset {str(name_or_folder)!r}; give {known}")
     splits = [name for name in ("train", "test") if (folder / name).is_dir()]
     if not splits and split == "train":
         if others := [f"{name}/" for name in HELD_OUT if (folder / name).is_dir()]:
@@ -94,7 +102,11 @@ def open_source(
         if unread := _unread(folder, split):
             print(f"{folder}: {split}/ alone is read, not {', '.join(unread)}", file=sys.stderr)
         folder /= split
-    return FolderSource(folder, max_bad_share=max_bad_share, min_side=min_side, captions=captions)
+    if shards := sorted(str(shard) for shard in folder.glob("*.tar")):
+        if any(each.name.lower().endswith(IMAGE_SUFFIXES) for each in folder.iterdir()):
+            print(f"{folder}: its tar files are read, not the images beside them", file=sys.stderr)
+        return TarSource(shards, **kept)
+    return FolderSource(folder, **kept)
 
 
 def _unread(folder: Path, split: str) -> list[str]:

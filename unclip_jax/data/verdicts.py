@@ -4,14 +4,13 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import PIL
 
-from unclip_jax.core.files import atomic_write
+from unclip_jax.core.files import atomic_write, cache_folder
 from unclip_jax.images.transforms import BrokenImageError, read_image
 
 CACHE_VERSION = f"2, Pillow {PIL.__version__}"  # which files are readable depends on Pillow
@@ -51,12 +50,8 @@ def check_images(folder: Path, names: Sequence[str], min_side: int, cache_file: 
 
 def cache_file_of(folder: Path, cache_dir: str | Path | None) -> Path:
     """Return where verdicts on a folder are kept: in `cache_dir`, or the user's cache folder."""
-    if cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        # A user without a home, as in containers, keeps its tilde.
-        cache_dir = Path(tempfile.gettempdir() if home.startswith("~") else home) / "unclip_jax"
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return Path(cache_dir) / f"folder-{digest}.json"
+    return (cache_folder() if cache_dir is None else Path(cache_dir)) / f"folder-{digest}.json"
 
 
 def _look(folder: Path, name: str) -> tuple[int, str | None]:

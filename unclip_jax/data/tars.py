@@ -1,0 +1,154 @@
+"""Tar files of captioned images, as WebDataset and img2dataset lay them out.
+
+    00000.tar: 000000.jpg 000000.txt 000000.json 000001.jpg ...     one image of a key, and its caption
+    .txt       each line that is not empty is a caption; or
+    .json      "caption" (or "text"), a string or a list of them
+
+Records are read at random, by `unclip_jax.data.tar_index`, in the order of the files' names and of the members in each.
+"""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unclip_jax.core.errors import UserError
+from unclip_jax.data.captions import MOST_BYTES, NO_CAPTION
+from unclip_jax.data.records import Record
+from unclip_jax.data.skipping import BadRecordError, SkippingSource
+from unclip_jax.data.tables import caption_fault
+from unclip_jax.data.tar_index import CAPTIONS, read_index
+from unclip_jax.images.transforms import BrokenImageError, read_image
+
+MOST_IMAGE_BYTES = 1 << 28
+MOST_SHARDS = 1_000_000
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class TarSource(SkippingSource):
+    """The captioned images in tar files.
+
+    Args:
+        shards: the files, see `shards_of`.
+        max_bad_share: largest share of records that may be unusable.
+        min_side: images with fewer pixels along their shorter side are left out.
+        captions: False takes images alone; every caption is then "".
+        cache_dir: where the index is kept; the user's cache folder where it is None.
+
+    Raises UserError where there is nothing to read or too much is unusable.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        *,
+        max_bad_share: float = 0.01,
+        min_side: int = 8,
+        captions: bool = True,
+        cache_dir: str | Path | None = None,
+    ):
+        if min_side < 1:
+            raise UserError(f"min_side is {min_side}; give 1 or more pixels")
+        try:
+            self._index = read_index(shards, cache_dir)
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}); give files that can") from error
+        self._min_side, self._captions = min_side, captions
+        where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1:,} more"
+        rows = self._index.rows
+        self._records = np.flatnonzero(rows["caption"]) if captions else np.arange(len(rows))
+        if len(rows) and not len(self._records):
+            found = f"{where} holds {len(rows):,} images and no captions"
+            raise UserError(f"{found}; put KEY.txt, or KEY.json with a caption, after each KEY.jpg")
+        without = {} if not captions else {self._place(int(i)): NO_CAPTION for i in np.flatnonzero(rows["caption"] == 0)}
+        super().__init__(where, len(self._records), self._index.faults | without, max_bad_share)
+
+    def name(self, index: int) -> str:
+        return self._place(int(self._records[index]))
+
+    def _place(self, number: int) -> str:
+        shard = self._index.shards[self._index.rows["shard"][number]]
+        return f"{os.path.basename(shard)}/{self._index.key(number)}"
+
+    def read(self, index: int) -> Record:
+        row, name = self._index.rows[self._records[index]], self.name(index)
+        with open(self._index.shards[row["shard"]], "rb") as shard:
+            image_bytes = _part(shard.fileno(), int(row["image_at"]), int(row["image_bytes"]), MOST_IMAGE_BYTES)
+            text = b""
+            if self._captions:
+                text = _part(shard.fileno(), int(row["caption_at"]), int(row["caption_bytes"]), MOST_BYTES)
+        captions = _captions(text, CAPTIONS[row["caption"]]) if self._captions else ("",)
+        try:
+            image = read_image(image_bytes, name=name)
+        except BrokenImageError as error:
+            raise BadRecordError(str(error).removeprefix(f"{name}: ")) from error
+        if min(image.size) < self._min_side:
+            side = f"its shorter side has {min(image.size)} px"
+            raise BadRecordError(f"{side}, fewer than min_side {self._min_side}")
+        return Record(image=np.array(image), captions=captions, name=name)
+
+
+def shards_of(pattern: str) -> list[str]:
+    """Return the files that a pattern means, sorted: names with {00..99}, * and ?, several of them joined by "::".
+
+    Raises UserError where one means no file.
+    """
+    found: dict[str, None] = {}
+    for each in pattern.split("::"):
+        names = _expanded(os.path.expanduser(each))
+        for name in names:
+            files = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
+            if not files or not os.path.isfile(files[0]):
+                raise UserError(f"there is no file {name}; give tar files, as in shards/{{00000..00099}}.tar")
+            found |= dict.fromkeys(os.path.abspath(file) for file in files)
+    return sorted(found)
+
+
+def _expanded(pattern: str) -> list[str]:
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < MOST_SHARDS:
+        raise UserError(f"{match[0]} means {last - first + 1:,} files; give a range of 1 to {MOST_SHARDS:,}")
+    numbers = [f"{number:0{len(match[1])}d}" for number in range(first, last + 1)]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [name for number in numbers for name in _expanded(f"{before}{number}{after}")]
+
+
+def _part(file: int, at: int, size: int, most: int) -> bytes:
+    if size > most:
+        raise BadRecordError(f"has a part of {size:,} bytes, more than the limit of {most:,}")
+    found = os.pread(file, size, at)
+    if len(found) < size:
+        raise BadRecordError("the file ends in it; copy it again")
+    return found
+
+
+def _captions(text: bytes, suffix: str) -> tuple[str, ...]:
+    """Return what a caption file says, alternatives; raise BadRecordError where that is nothing."""
+    decoded = text.decode("utf-8-sig", "surrogateescape")
+    given: object = re.split(r"\r\n?|\n", decoded)
+    if suffix == ".json":
+        try:
+            cells = json.loads(decoded)
+        except (ValueError, RecursionError) as error:
+            raise BadRecordError(f"its .json is no JSON ({error})") from error
+        given = (
+            next((cells[key] for key in ("caption", "text") if cells.get(key)), None)
+            if isinstance(cells, dict)
+            else None
+        )
+    several = given if isinstance(given, list) else [given]
+    lines = [" ".join(line.split()) for line in several if isinstance(line, str)]
+    if len(lines) < len(several):
+        raise BadRecordError("its .json has no caption that is a string or a list of them")
+    if not any(lines):
+        raise BadRecordError(NO_CAPTION)
+    if (fault := caption_fault("caption", lines)) is not None:
+        raise BadRecordError(fault)
+    return tuple(dict.fromkeys(line for line in lines if line))
