@@ -64,7 +64,9 @@ class TarSource(SkippingSource):
         if len(rows) and not len(self._records):
             found = f"{where} holds {len(rows):,} images and no captions"
             raise UserError(f"{found}; put KEY.txt, or KEY.json with a caption, after each KEY.jpg")
-        without = {} if not captions else {self._place(int(i)): NO_CAPTION for i in np.flatnonzero(rows["caption"] == 0)}
+        without = (
+            {} if not captions else {self._place(int(i)): NO_CAPTION for i in np.flatnonzero(rows["caption"] == 0)}
+        )
         super().__init__(where, len(self._records), self._index.faults | without, max_bad_share)
 
     def name(self, index: int) -> str:
