@@ -15,6 +15,7 @@ from unclip_jax.bundle.safetensors_file import write_safetensors
 from unclip_jax.core.errors import UserError
 from unclip_jax.models.parameters import identity
 from unclip_jax.stages.encoders import Encoder
+from unclip_jax.stages.spaces import EmbeddingStats
 from unclip_jax.systems.system import System
 from unclip_jax.text.tokenizer import Tokenizer
 
@@ -101,6 +102,9 @@ def test_weights_that_do_not_fit_in_float16_or_are_not_finite(whole, tmp_path):
         bundle = dataclasses.replace(whole, encoders={"clip": broken})
         with pytest.raises(UserError, match=f"clip: tensor logit_scale {message}"):
             bundles.save(bundle, tmp_path / "x", dtype="float16")
+    stats = EmbeddingStats(mean=jnp.full(6, jnp.nan), std=jnp.ones(6))
+    with pytest.raises(UserError, match="prior: tensor stats/mean is not finite"):
+        bundles.save(dataclasses.replace(whole, stats=stats), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 

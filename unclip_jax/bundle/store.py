@@ -77,7 +77,8 @@ def save(system: System, folder: str | Path, *, dtype: StoredDtype = "float32", 
                 if system.stats is None:
                     raise UserError(f"the {name} comes without statistics of z_i; give those of its training data")
                 for key, value in vars(system.stats).items():
-                    tensors[f"{STATS}{key}"] = Stored(np.dtype(np.float32), value)
+                    stat = f"{STATS}{key}"
+                    tensors[stat] = Stored(np.dtype(np.float32), value, f"{name}: tensor {stat}")
             write_safetensors(draft / f"{name}.safetensors", tensors)
         if system.basis is not None and "clip" in system.encoders:
             _write_basis(draft / BASIS, system.basis)
@@ -305,7 +306,8 @@ def _read_stats(path: Path, network: Network) -> EmbeddingStats:
 
 
 def _write_basis(path: Path, basis: Basis) -> None:
-    write_safetensors(path, {name: Stored(np.dtype(np.float32), value) for name, value in vars(basis).items()})
+    tensors = vars(basis).items()
+    write_safetensors(path, {name: Stored(np.dtype(np.float32), each, f"basis: {name}") for name, each in tensors})
 
 
 def _read_basis(path: Path, network: Network) -> Basis:
