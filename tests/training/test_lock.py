@@ -192,6 +192,17 @@ def test_a_lost_lock_is_noticed_before_a_save(workdir, monkeypatch):
     assert read(workdir).token == "theirs"
 
 
+def test_of_several_hosts_the_first_holds_it(workdir, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    monkeypatch.setattr(locks, "from_all", lambda free: [1, free])
+    with hold(run_of(workdir)) as lock:
+        assert lock is None
+    assert not (epath.Path(workdir) / FILE).exists()
+    monkeypatch.setattr(locks, "from_all", lambda free: [0, free])
+    with pytest.raises(UserError, match="process 0 does not have .* to itself; see its line"), hold(run_of(workdir)):
+        pass
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     line = r"cannot write to .*file/run: .*; choose another run\.workdir"
