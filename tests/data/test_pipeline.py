@@ -165,6 +165,7 @@ def test_starting_at_a_step_goes_on_where_a_run_would_be(tokenizer, start_step):
 def test_threads_do_not_change_the_batches(tokenizer):
     expected = take(8, SOURCE, tokenizer, SPEC, num_threads=1)
     assert_equal(take(8, SOURCE, tokenizer, SPEC, num_threads=5), expected)
+    assert_equal(take(8, SOURCE, tokenizer, SPEC, num_threads=0), expected)
 
 
 @pytest.mark.slow
@@ -260,8 +261,8 @@ def test_what_makes_no_sense_is_refused(tokenizer):
         batches(SOURCE, tokenizer, SPEC, process_count=3)
     with pytest.raises(UserError, match="-1 workers of 2 threads"):
         batches(SOURCE, tokenizer, SPEC, num_workers=-1)
-    with pytest.raises(UserError, match="0 workers of 0 threads"):
-        batches(SOURCE, tokenizer, SPEC, num_threads=0)
+    with pytest.raises(UserError, match="0 workers of -1 threads"):
+        batches(SOURCE, tokenizer, SPEC, num_threads=-1)
     with pytest.raises(UserError, match="no tokenizer"):
         batches(SOURCE, None, SPEC)
     with pytest.raises(UserError, match="no records"):

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from PIL import Image
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.data.config import DataConfig
 from unclip_jax.data.sources import Source, open_source
 
 
@@ -67,6 +69,15 @@ def test_subfolders_are_splits_and_do_not_mix(write, tmp_path):
         open_source(folder, "train", tmp_path)
     write("train/a.png")
     assert [open_source(folder, split, tmp_path)[0].name for split in ("train", "test")] == ["a.png", "b.png"]
+
+
+def test_limits_of_a_config_reach_the_folder(write):
+    config = DataConfig(source=str(write("a.png")), batch_size=1)
+    assert len(config.open(captions=True)) == 1
+    with pytest.raises(UserError, match=r"a\.png: its shorter side has 8 px, fewer than min_side 9"):
+        dataclasses.replace(config, min_side=9).open(captions=True)
+    with pytest.raises(UserError, match="max_bad_share is 2"):
+        dataclasses.replace(config, max_bad_share=2.0).open(captions=True)
 
 
 def test_what_a_split_does_not_read_is_said(write, tmp_path, capsys):

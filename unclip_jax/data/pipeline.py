@@ -91,14 +91,14 @@ def batches(
         tokenizer: needed where `spec.context` is given.
         num_workers: reader processes, for many cores; each takes seconds to start and imports the main
             module, which must be guarded by `if __name__ == "__main__"`.
-        num_threads: reading threads (of each process).
+        num_threads: reading threads (of each process); 0 reads when a batch is asked for.
 
     Returns a generator; close it (`contextlib.closing`) to stop its threads and processes.
     """
     if spec.batch_size % process_count:
         raise UserError(f"batch_size {spec.batch_size} is not a multiple of {process_count} hosts; make it one")
-    if num_workers < 0 or num_threads < 1:
-        raise UserError(f"{num_workers} workers of {num_threads} threads; give 0 or more workers, 1 or more threads")
+    if num_workers < 0 or num_threads < 0:
+        raise UserError(f"{num_workers} workers of {num_threads} threads; give 0 or more of either")
     if spec.context is not None and tokenizer is None:
         raise UserError("the batch asks for tokens (context is given) but there is no tokenizer; give one")
     if not len(source):
