@@ -34,6 +34,8 @@ from unclip_jax.systems.system import Settings
 from .masks import mask_of, read_margins, read_mask
 from .options import Drawing, Job, chosen_settings, open_session, report, say
 
+MAX_TIMES = 100
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Drawing):
@@ -68,14 +70,15 @@ class Options(Drawing):
         super().check()
         if [self.mask, self.box, self.outpaint].count(None) != 2:
             raise UserError("give one of --mask, --box and --outpaint")
-        for name in ("num_images", "times"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 1 <= self.times <= MAX_TIMES:
+            raise UserError(f"times is {self.times}; choose 1 to {MAX_TIMES}")
 
 
 def run(options: Options) -> None:
     """Draw and save."""
+    options.check()
     files = image_files(options.images)
+    options.check_count(len(files), options.num_images)
     # Of each image so many pictures, one after another.
     of = np.repeat(np.arange(len(files)), options.num_images)
     names = [f"{stem}_{number:02d}" for stem in stems(files) for number in range(options.num_images)]

@@ -30,6 +30,8 @@ from unclip_jax.sampling.provenance import Provenance
 
 from .options import Drawing, Request, chosen_settings, decode, open_session, say
 
+MAX_CORRECTIONS = 100
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Request):
@@ -51,8 +53,8 @@ class Options(Request):
 def run(options: Options) -> None:
     """Invert, decode again, save and say how near the images came back."""
     options.check()
-    if options.corrections < 0:
-        raise UserError(f"corrections is {options.corrections}; it must be at least 0")
+    if not 0 <= options.corrections <= MAX_CORRECTIONS:
+        raise UserError(f"corrections is {options.corrections}; choose 0 to {MAX_CORRECTIONS}")
     files = image_files(options.images)
     sheet, latent_files = paths(options.out, stems(files))
     check_writable([sheet, *latent_files], overwrite=options.overwrite)

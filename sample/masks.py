@@ -11,6 +11,8 @@ from unclip_jax.editing.outpainting import Margins
 from unclip_jax.images.files import image_files
 from unclip_jax.images.transforms import read_image, square_crop
 
+MAX_MARGIN = 4096
+
 
 def mask_of(image: Path, masks: Path) -> Path:
     """The mask for an image: `masks` itself, or the image in that folder whose name is the image's up to the suffix."""
@@ -62,6 +64,8 @@ def read_margins(text: str) -> Margins:
     """left,top,right,bottom in pixels."""
     try:
         left, top, right, bottom = (int(word) for word in text.split(","))
+        if max(left, top, right, bottom) > MAX_MARGIN:
+            raise UserError(f"--outpaint {text} goes far beyond the image; give at most {MAX_MARGIN} px on each side")
         return Margins(left=left, top=top, right=right, bottom=bottom)
     except ValueError:
         ask = "write left,top,right,bottom in pixels, none below 0 and one above"

@@ -1,6 +1,7 @@
 """What the commands share: their options, and the way from these to pictures."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.systems.system import System
 
 Settings = dict[str, SamplingSettings]
+MAX_BATCH, MAX_IMAGES = 4096, 100_000
+"""Of a request: images at once, and in all."""
 T = TypeVar("T")
 
 
@@ -53,6 +56,8 @@ class Request:
         """Raise UserError for a value out of range."""
         if self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.batch_size > MAX_BATCH:
+            raise UserError(f"batch_size is {self.batch_size}; it must be at most {MAX_BATCH}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,15 @@ class Drawing(Request):
         super().check()
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**32")
+        number = getattr(self, "num_images", 1)
+        if number < 1:
+            raise UserError(f"num_images is {number}; it must be at least 1")
+        self.check_count(number)
+
+    def check_count(self, *factors: int) -> None:
+        """Raise UserError for more images than a request may have: before any list of them is made."""
+        if math.prod(factors) > MAX_IMAGES:
+            raise UserError(f"this asks for {math.prod(factors):,} images; ask for at most {MAX_IMAGES:,} at once")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,7 @@ class Options(FromImages):
 def run(options: Options) -> None:
     """Draw and save."""
     names, count = options.names(), len(options.components)
+    options.check_count(len(names), count)
     job = Job.start("probe", options, [f"{name}_{kept}" for name in names for kept in options.components])
     session = open_session(options)
     basis = basis_of(session.system, options.basis)

@@ -52,6 +52,7 @@ class Options(FromImages):
 def run(options: Options) -> None:
     """Draw and save."""
     names, count = options.names(), len(options.thetas)
+    options.check_count(len(names), count)
     source, theta = np.repeat(np.arange(len(names)), count), np.tile(options.thetas, len(names))
     job = Job.start("text_diff", options, [f"{name}_{number:02d}" for name in names for number in range(count)])
     session = open_session(options)

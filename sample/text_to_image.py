@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from unclip_jax.bundle import store
-from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.core.errors import run_cli
 from unclip_jax.images.pixels import grid
 from unclip_jax.parallel.mesh import make_mesh, parse_mesh
 from unclip_jax.sampling.captions import report_truncation
@@ -46,9 +46,9 @@ class Options(Drawing):
 
 def run(options: Options) -> None:
     """Draw and save."""
+    options.check()
     prompts = read_prompts(options.prompt, options.prompts)
-    if options.num_images < 1:
-        raise UserError(f"num_images is {options.num_images}; it must be at least 1")
+    options.check_count(len(prompts), options.num_images)
     captions = [prompt for prompt in prompts for _ in range(options.num_images)]
     names = ["{:04d}_{:02d}".format(*divmod(i, options.num_images)) for i in range(len(captions))]
     job = Job.start("text_to_image", options, names)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.core.errors import run_cli
 from unclip_jax.sampling.overrides import parse
 
 from .options import FromImages, Job, latents_of, open_session, with_originals
@@ -32,9 +32,8 @@ class Options(FromImages):
 
 def run(options: Options) -> None:
     """Draw and save."""
-    if options.num_images < 1:
-        raise UserError(f"num_images is {options.num_images}; it must be at least 1")
     names = options.names()
+    options.check_count(len(names), options.num_images)
     job = Job.start("variations", options, [f"{name}_{i:02d}" for name in names for i in range(options.num_images)])
     session = open_session(options)
     inverted = options.from_inversion or options.latents is not None

@@ -153,7 +153,7 @@ def test_probing(run, pictures, basis, tmp_path):
 MISTAKES = [
     (invert, [], "no image given; name one or more files, or a folder of them"),
     (invert, ["RED", "--decoder.steps", "1"], "steps is 1; an inversion takes at least 2"),
-    (invert, ["RED", "--corrections", "-1"], "corrections is -1; it must be at least 0"),
+    (invert, ["RED", "--corrections", "-1"], "corrections is -1; choose 0 to 100"),
     (invert, ["RED", "--out", "x.jpg"], "x.jpg is no .npz; give a name that ends in .npz or .png, or a folder"),
     (interpolate, ["RED"], "one image is no path; give two or more"),
     (interpolate, ["RED", "--prompts", "a"], "both --prompts and images are given; give one of them"),
@@ -171,7 +171,7 @@ MISTAKES = [
     (variations, ["--latents", "RED"], "is no .npz that can be read ("),
     (decode, ["--embeddings", "BASIS"], "has no z_i, only mean, components, variance; give a file that has it"),
     (decode, ["--embeddings", "NARROW"], "z_i is float64 of shape (2, 3); numbers of shape (n, 16) are needed"),
-    (decode, ["--embeddings", "PICKLE"], "is no .npz that can be read (Object arrays cannot be loaded"),
+    (decode, ["--embeddings", "PICKLE"], "is no .npz that can be read (z_i.npy is to hold object"),
     (decode, ["--embeddings", "NAN"], "z_i holds numbers that are not finite; make the file again"),
 ]
 

@@ -159,7 +159,7 @@ def test_around_the_image(run, photo, tmp_path):
         (["--outpaint", "0,0,0,0"], "cannot read --outpaint 0,0,0,0; write left,top,right,bottom in pixels"),
         (["--box", "0,0,9,9", "--prompt", " "], "the prompt is empty; say what to draw"),
         (["--box", "0,0,9,9", "--num-images", "0"], "num_images is 0; it must be at least 1"),
-        (["--box", "0,0,9,9", "--times", "0"], "times is 0; it must be at least 1"),
+        (["--box", "0,0,9,9", "--times", "0"], "times is 0; choose 1 to 100"),
         (["--box", "0,0,9,9", "--decoder.sampler", "dpm++"], "decoder: sampler is dpm++, which cannot inpaint; set it"),
         (["--box", "0,0,9,9", "--out", "x.jpg"], "x.jpg is no PNG"),
     ],

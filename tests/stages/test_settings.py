@@ -66,7 +66,7 @@ def test_processes_in_continuous_time():
 @pytest.mark.parametrize(
     ("settings", "process", "line"),
     [
-        ({"steps": 0}, EDMSpec(), "steps is 0; choose at least 1"),
+        ({"steps": 0}, EDMSpec(), "steps is 0; choose 1 to 10000"),
         (
             {"sampler": "ddpm"},
             EDMSpec(),

@@ -29,6 +29,9 @@ def check_fit(system: System) -> None:
         raise UserError("an encoder and a stage have one name; give them two")
     if len(set(system.streams.values())) < len(system.streams):
         raise UserError("two stages draw from one stream of noise; give each its own")
+    for name, number in system.streams.items():
+        if not 0 <= number < 2**31:
+            raise UserError(f"{name} draws from stream {number}; choose 0 to 2^31 - 1")
     _check_identity(system)
     _check_sizes(system)
     _check_tokenizer(system)

@@ -241,19 +241,24 @@ def _write_config(folder: Path, config: BundleConfig) -> None:
     )
 
 
+def shipped() -> list[str]:
+    """Return the names of the bundles that ship with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
 def find(name_or_folder: str | Path) -> Path:
     """Return the folder of a bundle. A shipped name wins over a folder of that name, which is ./name then.
 
     Raises:
         UserError: if there is no such bundle, with the names of the shipped ones.
     """
-    shipped = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
-    if str(name_or_folder) in shipped:
+    names = shipped()
+    if str(name_or_folder) in names:
         return SHIPPED / name_or_folder
     folder = Path(name_or_folder)
     if (folder / CONFIG).is_file():
         return folder
-    known = f"the shipped ones are {', '.join(shipped)}" if shipped else "none is shipped"
+    known = f"the shipped ones are {', '.join(names)}" if names else "none is shipped"
     if folder.is_dir():
         raise UserError(f"{folder} is not a bundle, it has no {CONFIG}; give a bundle's folder ({known})")
     if folder.exists():

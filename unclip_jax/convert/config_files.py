@@ -10,6 +10,9 @@ from unclip_jax.core.errors import UserError
 
 T = TypeVar("T")
 Config = Mapping[str, object]
+MAX_NUMBER = 2**20
+MIN_NUMBER: dict[type, int] = {int: 1, float: 0}
+"""Bounds of sizes, and of ratios and limits."""
 _README_BYTES = 2**16
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([^\"'\s#][^\"'\n#]*)", re.MULTILINE)
 
@@ -33,6 +36,8 @@ def field(config: Config, name: str, kind: type[T], where: str, default: T | Non
         value = float(value)
     if not isinstance(value, kind) or type(value) is not kind:
         raise UserError(f"{where}: {name} is {value!r}; expected a value of type {kind.__name__}")
+    if isinstance(value, int | float) and not isinstance(value, bool) and not MIN_NUMBER[kind] <= value <= MAX_NUMBER:
+        raise UserError(f"{where}: {name} is {value!r}; expected {MIN_NUMBER[kind]} to {MAX_NUMBER}")
     return value
 
 

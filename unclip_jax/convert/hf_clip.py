@@ -57,7 +57,7 @@ def vision_spec(config: Config, where: str) -> VisionSpec:
 def check_tower(config: Config, where: str) -> None:
     """Refuse what our Transformer does differently."""
     expect(config, where, layer_norm_eps=1e-5)
-    if config.get("hidden_act", QUICK_GELU) not in ACTIVATIONS:
+    if config.get("hidden_act", QUICK_GELU) not in list(ACTIVATIONS):
         raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
 
 

@@ -24,6 +24,8 @@ from unclip_jax.images.files import IMAGE_SUFFIXES
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTION_COLUMNS = ("text", "caption")
 COLUMNS = "file_name and text (or caption)"
+MOST_BYTES, MOST_LINE = 1 << 27, 1 << 20
+"""Of a table that is read, and characters of a line of it in JSON."""
 MOST_CHARACTERS = 1 << 14
 """Longest caption that is taken. What a tokenizer learns of one long word takes it the square of the length."""
 
@@ -68,7 +70,7 @@ def read_text(file: Path, most: int | None = None) -> str:
 def read_table(file: Path) -> Iterator[Row]:
     """Yield the rows of a .jsonl or .csv file; of a file that cannot be read one, with the reason."""
     try:
-        lines = list(io.StringIO(read_text(file), newline=""))
+        lines = list(io.StringIO(read_text(file, MOST_BYTES), newline=""))
     except UnreadableError as error:
         yield Row(line=1, fault=str(error))
         return
@@ -78,6 +80,9 @@ def read_table(file: Path) -> Iterator[Row]:
 def _json_rows(lines: list[str]) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
+            continue
+        if len(line) > MOST_LINE:
+            yield Row(line=number, fault=f"has {len(line):,} characters, more than the limit of {MOST_LINE:,}")
             continue
         try:
             cells = json.loads(line, object_pairs_hook=_distinct)

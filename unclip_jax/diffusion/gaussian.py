@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Key
 
-from unclip_jax.diffusion.process import Process, Spacing, Weighting, take
+from unclip_jax.diffusion.process import Process, Spacing, Weighting, check_steps, take
 from unclip_jax.diffusion.schedule import Schedule
 
 Prediction = Literal["eps", "x0", "v"]
@@ -236,6 +236,7 @@ class ProcessSpec:
     """Ends the schedule in noise alone, as sampling begins (`Schedule.zero_terminal_snr`); not with eps."""
 
     def __post_init__(self):
+        check_steps(self.num_steps)
         if self.zero_terminal_snr and self.prediction == "eps":
             raise ValueError("zero_terminal_snr leaves nothing that eps could tell x_0 from; set prediction to v or x0")
 

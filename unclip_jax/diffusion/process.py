@@ -194,9 +194,11 @@ def below(column: Float64[np.ndarray, " t"], at_data: float) -> Float64[np.ndarr
 
 
 def check_steps(num_steps: int) -> None:
-    """Raise ValueError unless it is a whole number of at least 1."""
+    """Raise ValueError unless it is a whole number of at least 1, and no more than a table is made of."""
     if not isinstance(num_steps, int) or num_steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1; got {num_steps!r}")
+    if num_steps > MAX_STEPS:
+        raise ValueError(f"steps must be at most {MAX_STEPS}; got {num_steps}")
 
 
 def standard_normal(keys: Key[Array, " b"]) -> Float[Array, " b"]:
@@ -204,5 +206,6 @@ def standard_normal(keys: Key[Array, " b"]) -> Float[Array, " b"]:
     return jax.vmap(lambda key: jax.random.normal(key, (), jnp.float32))(keys)
 
 
+MAX_STEPS = 100_000
 QUARTILES = (-0.6744897501960817, 0.0, 0.6744897501960817)
 """Of the standard normal distribution."""

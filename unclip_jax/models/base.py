@@ -16,10 +16,12 @@ import jax
 from jaxtyping import Array, Float, Key, PyTree
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.typing import Params
+from unclip_jax.core.typing import DataclassInstance, Params
 from unclip_jax.parallel.rules import REPLICATE, Rules
 
 T = TypeVar("T")
+MAX_SIZE, MAX_LAYERS, MAX_LEVELS = 2**20, 128, 16
+"""Bounds of a spec: of a width, a side or a count of anything; of layers, or blocks of a level; of levels."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 Null = Literal["learned", "empty_caption"]
 """Stands in for a dropped caption: learned embeddings (GLIDE, the paper), or the encoding of "" (Karlo, Kandinsky)."""
@@ -135,6 +137,23 @@ def require(value: T | None, name: str) -> T:
     if value is None:
         raise ValueError(f"this network needs cond.{name}, which is None")
     return value
+
+
+def check_sizes(name: str, spec: DataclassInstance) -> None:
+    """Refuse sizes that no network has, which a file may ask for: every whole number but an id is a size.
+
+    Raises UserError naming the field and the bound.
+    """
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        several = value if isinstance(value, tuple) else (value,)
+        if len(several) > MAX_LEVELS:
+            raise UserError(f"{name}: {field.name} holds {len(several)} numbers; give at most {MAX_LEVELS}")
+        least = 0 if field.name in ("eos_id", "attention_resolutions") else 1
+        most = MAX_LAYERS if field.name in ("num_layers", "num_blocks") else MAX_SIZE
+        for each in several:
+            if type(each) is int and not least <= each <= most:
+                raise UserError(f"{name}: {field.name} is {each}; choose {least} to {most}")
 
 
 def check_heads(name: str, width: int, heads: int) -> None:

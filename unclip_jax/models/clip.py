@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
-from unclip_jax.models.base import Dtype, Network, apply_module, check_heads, init_module
+from unclip_jax.models.base import Dtype, Network, apply_module, check_heads, check_sizes, init_module
 from unclip_jax.models.rules import BLOCKS, EMBEDDINGS, REST
 from unclip_jax.nn.attention import Implementation
 from unclip_jax.nn.norms import layer_norm
@@ -47,6 +47,7 @@ class VisionSpec:
     mlp_width: int | None = None
 
     def __post_init__(self) -> None:
+        check_sizes("vision", self)
         check_heads("vision", self.width, self.num_heads)
         if self.image_size % self.patch_size:
             raise UserError(f"vision: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
@@ -69,6 +70,7 @@ class TextSpec:
     mlp_width: int | None = None
 
     def __post_init__(self) -> None:
+        check_sizes("text", self)
         check_heads("text", self.width, self.num_heads)
 
     def shared_sizes(self) -> dict[str, int]:
@@ -103,6 +105,7 @@ class CLIPSpec(Network):
     attention: Implementation = "xla"
 
     def __post_init__(self) -> None:
+        check_sizes("clip", self)
         towers = [tower for tower in (self.vision, self.text) if tower is not None]
         if not towers:
             raise UserError("clip: there is no tower; set vision, text or both")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
-from unclip_jax.models.base import Denoiser, Network
+from unclip_jax.models.base import Denoiser, Network, check_sizes
 from unclip_jax.parallel.rules import Rules
 
 
@@ -33,6 +33,7 @@ class TimestepExperts(Denoiser):
     boundaries: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        check_sizes("experts", self)
         if not self.boundaries or sorted(set(self.boundaries)) != [*self.boundaries]:
             raise UserError(f"boundaries is {self.boundaries}; it must hold one or more ascending times")
 

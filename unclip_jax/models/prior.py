@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Key
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
-from unclip_jax.models.base import Denoiser, Dtype, Null, apply_module, check_heads, init_module, require
+from unclip_jax.models.base import Denoiser, Dtype, Null, apply_module, check_heads, check_sizes, init_module, require
 from unclip_jax.models.clip import TextSpec
 from unclip_jax.models.cond import EncodedCaption, PriorCond
 from unclip_jax.models.rules import BLOCKS, EMBEDDINGS, REST
@@ -59,6 +59,7 @@ class PriorSpec(Denoiser):
     attention: Implementation = "xla"
 
     def __post_init__(self) -> None:
+        check_sizes("prior", self)
         check_heads("prior", self.width, self.num_heads)
         if self.null == "empty_caption" and self.text is not None:
             raise UserError("prior: null empty_caption needs CLIP hidden states; leave text out")

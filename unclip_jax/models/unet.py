@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Key
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
-from unclip_jax.models.base import Denoiser, Dtype, Network, Null, apply_module, init_module, require
+from unclip_jax.models.base import Denoiser, Dtype, Network, Null, apply_module, check_sizes, init_module, require
 from unclip_jax.models.clip import TextSpec
 from unclip_jax.models.cond import EncodedCaption, UNetCond
 from unclip_jax.models.rules import BLOCKS, COLUMNS, EMBEDDINGS, INPUTS, OUTPUTS, REST, ROWS
@@ -90,6 +90,7 @@ class UNetSpec(Denoiser):
     attention: Implementation = "xla"
 
     def __post_init__(self) -> None:
+        check_sizes("unet", self)
         if self.text is not None and self.text_width is not None:
             raise UserError("unet: set text (own encoder) or text_width (CLIP hidden states), not both")
         if self.null == "empty_caption" and self.text_width is None:

@@ -9,6 +9,8 @@ from unclip_jax.core.errors import UserError
 from unclip_jax.systems.system import System
 from unclip_jax.text.tokenizer import Encoded
 
+MAX_CHARACTERS = 1 << 14
+
 
 class TruncationWarning(UserWarning):
     """A prompt is longer than the context, and what was cut of it."""
@@ -18,6 +20,9 @@ def encode_captions(system: System, captions: Sequence[str]) -> Encoded:
     """Encode captions to tokens and masks, cut where they are too long; UserError for a bundle that reads none."""
     if system.tokenizer is None:
         raise UserError(f"bundle {system.name} has no tokenizer; use one that reads captions")
+    longest = max(map(len, captions), default=0)
+    if longest > MAX_CHARACTERS:
+        raise UserError(f"a caption has {longest:,} characters; give at most {MAX_CHARACTERS:,}")
     return system.tokenizer.encode(list(captions), system.encoder("clip").clip.text_tower.context)
 
 

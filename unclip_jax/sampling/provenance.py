@@ -20,6 +20,7 @@ from unclip_jax.images.png import read_text
 from unclip_jax.systems.system import Settings, System
 
 PROVENANCE_KEY = "again"
+MAX_INPUT_BYTES = 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,10 @@ def hashes(files: Sequence[Path]) -> dict[str, str]:
     for file in files:
         try:
             check_regular(file)
+            if file.stat().st_size > MAX_INPUT_BYTES:
+                raise UserError(
+                    f"{file} has over {MAX_INPUT_BYTES:,} bytes, the most that is read; give a smaller file"
+                )
             with file.open("rb") as stream:
                 found[str(file)] = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:

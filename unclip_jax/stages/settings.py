@@ -21,6 +21,8 @@ from unclip_jax.diffusion import (
     X0Variance,
 )
 
+MAX_STEPS = 10_000
+"""Of a process whose rows are not counted."""
 SamplerName = Literal["ddim", "ddpm", "dpm++", "sde_dpm++", "analytic", "heun"]
 
 
@@ -57,9 +59,9 @@ class SamplingSettings:
 
     def check(self, name: str, process: AnyProcessSpec) -> None:
         """Raise UserError, whose message begins with `name`, for a value out of range or not for such a process."""
-        if self.steps < 1 or (process.max_steps is not None and self.steps > process.max_steps):
-            most = "at least 1" if process.max_steps is None else f"1 to {process.max_steps}"
-            raise UserError(f"{name}: steps is {self.steps}; choose {most}")
+        most = MAX_STEPS if process.max_steps is None else process.max_steps
+        if not 1 <= self.steps <= most:
+            raise UserError(f"{name}: steps is {self.steps}; choose 1 to {most}")
         if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= 100):
             raise UserError(f"{name}: guidance_scale is {self.guidance_scale}; choose 0 to 100, 1 for no guidance")
         for field in ("eta", "guidance_rescale"):

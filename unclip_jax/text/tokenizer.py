@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
@@ -22,8 +21,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.files import atomic_write
+from unclip_jax.core.reading import MIB, parse_json, read_text
 from unclip_jax.core.unicode import fault
 
+MAX_BYTES, MAX_ID = 16 * MIB, 2**20
 BOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 MIN_VOCAB_SIZE = 256 + 3
 
@@ -106,8 +107,8 @@ class Tokenizer:
         if not file.is_file():
             raise UserError(f"no tokenizer at {file}; give a folder that holds tokenizer.json")
         try:
-            definition = _canonical(tokenizers.Tokenizer.from_str(file.read_text("utf-8")))
-        except Exception as error:  # the library raises bare Exception
+            definition = _canonical(_library(read_text(file, MAX_BYTES)))
+        except (OSError, ValueError) as error:
             raise UserError(f"{file} is not a tokenizer ({error}); write it again") from error
         special = _read_special_tokens(folder)
         missing = [name for name in ("bos_token", "eos_token") if name not in special]
@@ -119,7 +120,10 @@ class Tokenizer:
     @staticmethod
     def from_definition(definition: str, *, bos_token: str, eos_token: str, pad_token: str) -> "Tokenizer":
         """Read the `tokenizers` library's JSON, whatever its order and its settings of a call."""
-        canonical = _canonical(tokenizers.Tokenizer.from_str(definition))
+        try:
+            canonical = _canonical(_library(definition))
+        except ValueError as error:
+            raise UserError(f"this is not a tokenizer ({error}); write it again") from error
         return Tokenizer(definition=canonical, bos_token=bos_token, eos_token=eos_token, pad_token=pad_token)
 
     def save(self, folder: str | Path) -> None:
@@ -201,6 +205,24 @@ def _checked(caption: str) -> str:
     return caption
 
 
+def _library(definition: str) -> tokenizers.Tokenizer:
+    """Let the library read its JSON; ValueError where it cannot, or an id is above `MAX_ID`, up to which it counts."""
+    data = parse_json(definition, MAX_BYTES)
+    model = data.get("model") if isinstance(data, dict) else None
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    added = data.get("added_tokens") if isinstance(data, dict) else None
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids += [each.get("id") for each in added if isinstance(each, dict)] if isinstance(added, list) else []
+    if any(isinstance(each, int) and each > MAX_ID for each in ids):
+        raise ValueError(f"a token has an id above {MAX_ID:,}, the largest that is read")
+    try:
+        return tokenizers.Tokenizer.from_str(definition)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # bare Exception, and what is none where the library's own code fails
+        raise ValueError(str(error)) from error
+
+
 def _canonical(tokenizer: tokenizers.Tokenizer) -> str:
     """Return the library's JSON without settings of a call, such as truncation, and with sorted keys."""
     tokenizer.no_truncation()
@@ -215,12 +237,14 @@ def _read_special_tokens(folder: Path) -> dict[str, str]:
         if not (folder / name).is_file():
             continue
         try:
-            config: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
-        except ValueError as error:
+            config = parse_json(read_text(folder / name))
+            if not isinstance(config, dict):
+                raise ValueError("it holds no object")
+        except (OSError, ValueError) as error:
             raise UserError(f"{folder / name} is not JSON ({error}); write it again") from error
         for key in ("bos_token", "eos_token", "pad_token"):
             token = config.get(key)
             token = token.get("content") if isinstance(token, dict) else token
-            if token:
+            if isinstance(token, str) and token:
                 special[key] = token
     return special
