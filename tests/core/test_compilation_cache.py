@@ -1,3 +1,6 @@
+import os
+import tempfile
+
 import jax
 import pytest
 
@@ -29,3 +32,12 @@ def test_turned_off(tmp_path, monkeypatch, jax_config):
     before = getattr(jax.config, FOLDER)
     compilation_cache.enable()
     assert getattr(jax.config, FOLDER) == before
+
+
+def test_without_a_home_it_is_temporary(tmp_path, monkeypatch, jax_config):
+    monkeypatch.delenv("UNCLIP_JAX_NO_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    compilation_cache.enable()
+    assert getattr(jax.config, FOLDER) == str(tmp_path / "unclip_jax" / "xla")

@@ -143,13 +143,6 @@ def test_limits_that_make_no_sense(tmp_path, name, value):
         FolderSource(tmp_path, **{name: value})
 
 
-def test_without_a_home_the_cache_is_temporary(tmp_path, monkeypatch):
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    monkeypatch.setattr(verdicts.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert verdicts.cache_file_of(tmp_path, None).parent == tmp_path / "unclip_jax"
-
-
 def damaged_folder(root):
     """Four good images and one of each defect."""
     write_captioned(root, [f"good{i}.png" for i in range(4)])

@@ -1,9 +1,10 @@
 """XLA's persistent compilation cache, so that the second run of a script starts at once."""
 
 import os
-from pathlib import Path
 
 import jax
+
+from unclip_jax.core.files import cache_folder
 
 
 def enable() -> None:
@@ -13,6 +14,5 @@ def enable() -> None:
     """
     if os.environ.get("UNCLIP_JAX_NO_CACHE") == "1":
         return
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(root / "unclip_jax" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
