@@ -171,6 +171,20 @@ def test_a_licence_is_that_of_the_weights(whole, runs):
     assert assemble_unclip(base=base, **every, upsamplers=upsamplers, **about).license == "CreativeML OpenRAIL-M"
 
 
+def test_stages_that_work_in_two_spaces_are_no_system(whole, runs):
+    """A bundle holds one set of statistics, and a stage that has others would be sampled in the wrong space."""
+    stage, params = whole.stages["prior"], whole.params["prior"]
+    two = {"prior": stage, "again": dataclasses.replace(stage, output="z_i_again")}
+    streams = {"prior": 0, "again": 1}
+    base = dataclasses.replace(whole, stages=two, params=dict.fromkeys(two, params), streams=streams, sampling={})
+    about = ABOUT | {"base": base, "streams": streams}
+    found = export.assemble({"prior": Path("prior")}, **about)
+    np.testing.assert_array_equal(found.stats.mean, whole.stats.mean)
+    runs[Path("prior")][1]["extra"]["stats"] = {"mean": [0.5] * 16, "std": [2.0] * 16}
+    with pytest.raises(UserError, match="again and prior normalise z_i by other statistics; pack stages that share"):
+        export.assemble({"prior": Path("prior")}, **about)
+
+
 def test_upsamplers_replace_those_of_the_base(whole, runs):
     base = dataclasses.replace(whole, sampling=whole.sampling | {"upsampler_1": SamplingSettings(steps=7)})
     packed = assemble_unclip(base=base, upsamplers=[Path("upsampler_0")], **ABOUT)

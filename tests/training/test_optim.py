@@ -74,6 +74,13 @@ def test_ema_warms_up():
     np.testing.assert_allclose([ema(0), ema(9), ema(10_000)], [0.9, 9 / 19, 0.01], rtol=1e-5)
 
 
+def test_the_average_of_what_does_not_change_is_exact():
+    weights = {"w": jax.random.normal(jax.random.key(0), (1000,))}
+    for step in (0, 5, 900):
+        found = update_ema(weights, weights, jnp.int32(step), 0.995)
+        np.testing.assert_array_equal(found["w"], weights["w"])
+
+
 MUON = OptimConfig(optimizer="muon", beta1=0.95, beta2=0.98, weight_decay=0.05)
 KERNELS = {"dense": (6, 4), "wide": (3, 8), "stack": (2, 5, 5), "conv": (3, 3, 2, 4)}
 

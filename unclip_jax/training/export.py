@@ -4,14 +4,18 @@ Each run says in its checkpoint's meta what belongs to its weights (`unclip_jax.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
 from unclip_jax.models.parameters import identity
 from unclip_jax.stages.contrastive import ContrastiveStage
 from unclip_jax.stages.encoders import Encoder
+from unclip_jax.stages.spaces import EmbeddingStats
 from unclip_jax.stages.stage import Stage
 from unclip_jax.systems import unclip
 from unclip_jax.systems.system import System
@@ -52,7 +56,7 @@ def assemble(
         license: as well; None for that of the weights that come from the base, or that the runs started from.
 
     Raises:
-        UserError: if there is nothing to pack or no checkpoint, or if the tokenizers differ.
+        UserError: if there is nothing to pack or no checkpoint, or if tokenizers or statistics of z_i differ.
     """
     if base is None:
         base = System(name=name, stages={})
@@ -62,6 +66,7 @@ def assemble(
     licenses = [base.license] if base.networks.keys() - runs.keys() else []
     encoders, params, stages = dict(base.encoders), dict(base.params), dict(base.stages)
     sampling, identities, tokenizer = dict(base.sampling), dict(base.identities), base.tokenizer
+    stats = {each: base.stats for each, stage in base.stages.items() if stage.needs_stats and each not in runs}
     for each, path in runs.items():
         run = read_run(path)
         own = run.belongings
@@ -80,7 +85,7 @@ def assemble(
         if own.sampling is not None:
             sampling[each] = own.sampling
         if own.stats is not None:
-            system = dataclasses.replace(system, stats=own.stats)
+            stats[each] = own.stats
         if own.tokenizer is not None:
             if tokenizer is not None and own.tokenizer != tokenizer:
                 raise UserError(f"{path} has another tokenizer than those before; pack runs that share one")
@@ -88,6 +93,7 @@ def assemble(
     order = sorted(stages, key=lambda stage: streams[stage])
     return dataclasses.replace(
         system,
+        stats=_shared(stats),
         license=" AND ".join(dict.fromkeys(filter(None, licenses))) if license is None else license,
         encoders=encoders,
         stages={each: stages[each] for each in order},
@@ -97,6 +103,15 @@ def assemble(
         identities=identities,
         tokenizer=tokenizer,
     )
+
+
+def _shared(stats: Mapping[str, EmbeddingStats | None]) -> EmbeddingStats | None:
+    """Return the statistics that all stages have; UserError where they differ."""
+    (first, shared), *others = stats.items() or [("", None)]
+    for name, own in others:
+        if not jax.tree.all(jax.tree.map(np.array_equal, shared, own)):
+            raise UserError(f"{first} and {name} normalise z_i by other statistics; pack stages that share them")
+    return shared
 
 
 def assemble_unclip(

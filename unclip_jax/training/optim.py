@@ -103,6 +103,6 @@ def clip(grads: PyTree, norm: Float[Array, ""], optim: OptimConfig) -> PyTree:
 
 
 def update_ema(ema: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
-    """Update by equation (4); `step` counts the steps before this one."""
+    """Update by equation (4); `step` counts the steps before this one. The average of what does not change is exact."""
     d = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda e, p: d * e + (1 - d) * p, ema, params)
+    return jax.tree.map(lambda e, p: jnp.where(p == e, e, d * e + (1 - d) * p), ema, params)
