@@ -251,6 +251,14 @@ def test_several_networks_are_no_start(tiny_bundle, tmp_path):
         find_start(recipes.upsampler(), str(tmp_path / "x"))
 
 
+def test_several_networks_are_not_trained_as_one(started):
+    """Sampling has one time for all examples, training one for each."""
+    config = recipes.upsampler()
+    experts = TimestepExperts(expert=config.model, boundaries=(1.0,))
+    with pytest.raises(UserError, match="the network is several, each for times of its own; train them one by one"):
+        started(dataclasses.replace(config, model=experts))
+
+
 def test_statistics_say_how_they_were_measured():
     same, own = jnp.full(4, 0.25), jnp.arange(1.0, 5.0)
     assert statistics.normalisation(EmbeddingStats(mean=jnp.zeros(4), std=same)) == "scale"

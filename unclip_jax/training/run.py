@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from unclip_jax.core.errors import UserError
 from unclip_jax.data.config import RESUMABLE_DATA_FIELDS
 from unclip_jax.data.pipeline import BatchSpec
 from unclip_jax.data.sources import Source
+from unclip_jax.models.experts import TimestepExperts
 from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training import loop, remarks
 from unclip_jax.training.belongings import Belongings
@@ -63,6 +65,9 @@ def _train(config: Config) -> State:
         origin.check(config, own.stats)
     stage, spec = config.stage(), config.batch(networks)
     stage.check()
+    if isinstance(stage.network, TimestepExperts):
+        # It applies the expert of the first example's time to all of them.
+        raise UserError("the network is several, each for times of its own; train them one by one")
     remarks.say(remarks.of_sizes(stage, spec, len(source), config.optim.accumulate))
     own = dataclasses.replace(own, stage=stage)
 
