@@ -4,6 +4,9 @@
 """
 
 import contextlib
+import json
+import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +16,22 @@ from typing import NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.conftest import megabytes
-from tests.hostile import arrays, pictures, torch_files
+from tests.hostile import arrays, pictures, texts, torch_files
 from tests.hostile.archives import mutated, rezipped
+from unclip_jax.bundle import store
 from unclip_jax.convert.tensor_files import SafetensorsFile
 from unclip_jax.convert.torch_file import TorchFile
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.npz import read_npz
+from unclip_jax.data.folder import FolderSource
 from unclip_jax.sampling.provenance import Provenance
+from unclip_jax.text.tokenizer import Tokenizer
 
 MAX_SECONDS, MAX_MEGABYTES = 2.0, 500.0
-EXAMPLES = 150
+EXAMPLES = 100
 fuzz = settings(
     max_examples=EXAMPLES,
     derandomize=True,
@@ -102,3 +109,93 @@ def test_what_is_damaged(name, tmp_path, random: Random, noise: bytes):
     for member in form.members:
         path.write_bytes(rezipped(valid, member, lambda content: mutated(content, random)))
         answered(lambda: form.read(path), f"{member} of {path.read_bytes()!r}")
+
+
+# --- a bundle's config.json, and its tokenizer ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_folder, tmp_path_factory) -> Path:
+    return shutil.copytree(tiny_folder, tmp_path_factory.mktemp("hostile") / "bundle")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"])
+def test_bundles_made_to_do_harm(name, bundle):
+    def read() -> object:
+        return (
+            store.load(bundle, weights=False) if name == store.CONFIG else Tokenizer.from_file(bundle / store.TOKENIZER)
+        )
+
+    file = bundle / name
+    valid = file.read_bytes()
+    cases = [*texts.json_cases(), *((repr(value), json.dumps(value).encode()) for value in texts.VALUES)]
+    for what, data in cases:
+        file.write_bytes(data)
+        assert not answered(read, what)
+    file.unlink()
+    os.mkfifo(file)
+    assert not answered(read, "a pipe")
+    file.unlink()
+    file.write_bytes(valid)
+    assert answered(read, "valid")
+
+
+@settings(fuzz, max_examples=15)
+@given(random=st.randoms(use_true_random=True))
+def test_configs_that_are_damaged(bundle, random: Random):
+    """A value is another, or not there; or bytes are."""
+    file = bundle / "config.json"
+    valid = file.read_bytes()
+    config = json.loads(valid)
+    path = random.choice([path for path in texts.places(config) if path])
+    try:
+        for changed in (texts.replaced(config, path, random.choice(texts.VALUES)), texts.without(config, path)):
+            file.write_text(json.dumps(changed))
+            answered(lambda: store.load(bundle, weights=False), f"{path}: {file.read_text()[:2000]}")
+        file.write_bytes(mutated(valid, random))
+        answered(lambda: store.load(bundle, weights=False), repr(file.read_bytes()[:5000]))
+    finally:
+        file.write_bytes(valid)
+
+
+# --- captions of a folder ---------------------------------------------------------------------------------------------
+
+
+def read_folder(folder: Path) -> None:
+    FolderSource(folder, max_bad_share=0.99, min_side=1, cache_dir=folder.parent / "cache")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "folder").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "folder" / "a.png")
+    return tmp_path / "folder"
+
+
+def test_captions_made_to_do_harm(folder):
+    for what, files in texts.folder_cases():
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        answered(lambda: read_folder(folder), what)
+        for name in files:
+            (folder / name).unlink()
+    for name in ("metadata.jsonl", "metadata.csv", "a.txt", "b.png"):
+        os.mkfifo(folder / name)
+        answered(lambda: read_folder(folder), f"{name} is a pipe")
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [
+        ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\n{"file_name": "a.png", "text": ["y", "z"]}\n'),
+        ("metadata.csv", b'file_name,text\na.png,"a ""red"" circle"\na.png,x\n'),
+        ("a.txt", b"a red circle\n\xc3\xbc\n"),
+    ],
+)
+@settings(fuzz, max_examples=60)
+@given(random=st.randoms(use_true_random=True), noise=st.binary(max_size=200))
+def test_captions_that_are_damaged(name, valid, folder, random: Random, noise: bytes):
+    for data in (noise, valid + noise, mutated(valid, random)):
+        (folder / name).write_bytes(data)
+        answered(lambda: read_folder(folder), repr(data))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from unclip_jax.core.program import as_typed
 from unclip_jax.core.unicode import printable
 
-MAX_LINE = 2_000
+MAX_LINE = 1_500
 _OF_A_NAME = (
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
 )  # fmt: skip

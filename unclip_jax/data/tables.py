@@ -26,6 +26,8 @@ CAPTION_COLUMNS = ("text", "caption")
 COLUMNS = "file_name and text (or caption)"
 MOST_BYTES, MOST_LINE = 1 << 27, 1 << 20
 """Of a table that is read, and characters of a line of it in JSON."""
+MOST_FAULTS = 20_000
+"""Rows of a table that are of no use, before the rest is left alone."""
 MOST_CHARACTERS = 1 << 14
 """Longest caption that is taken. What a tokenizer learns of one long word takes it the square of the length."""
 
@@ -74,7 +76,13 @@ def read_table(file: Path) -> Iterator[Row]:
     except UnreadableError as error:
         yield Row(line=1, fault=str(error))
         return
-    yield from _csv_rows(lines) if file.suffix == ".csv" else _json_rows(lines)
+    faults = 0
+    for row in _csv_rows(lines) if file.suffix == ".csv" else _json_rows(lines):
+        faults += row.fault is not None
+        if faults > MOST_FAULTS:
+            yield Row(line=row.line, fault=f"and all after it are not read: over {MOST_FAULTS:,} rows are of no use")
+            return
+        yield row
 
 
 def _json_rows(lines: list[str]) -> Iterator[Row]:
