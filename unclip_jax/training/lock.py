@@ -105,7 +105,8 @@ class Lock:
     def check(self, *, read: bool = False) -> None:
         """Raise UserError once another process has taken the run over; `read` looks at the lock itself."""
         if read and not self._over.is_set():
-            with contextlib.suppress(OSError):
+            # A bucket's client has errors of its own; the next look may succeed.
+            with contextlib.suppress(Exception):
                 self._look()
         if self._lost_to is not None:
             raise UserError(
@@ -117,7 +118,7 @@ class Lock:
 
         Raises UserError, naming the process that has it.
         """
-        watched, since = "", 0.0
+        watched, since = None, time.monotonic()
         while not self._create():
             text = _text(self._path)
             if text is None:
@@ -136,7 +137,7 @@ class Lock:
                     self.check()
                     break
                 continue
-            if holder is not None and (here or watched not in ("", text)):
+            if holder is not None and (here or watched not in (None, text)):
                 raise UserError(
                     f"{self._path.parent} is being trained by {holder}; wait for it or stop it, choose another "
                     "run.workdir, or take the run over with --run.take-over"
@@ -153,7 +154,7 @@ class Lock:
         """Remove the lock, if it is still ours."""
         self._over.set()
         self._thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             self._look()
             if self._lost_to is None:
                 self._path.unlink()
@@ -230,9 +231,10 @@ def hold(run: RunConfig) -> Iterator[Lock | None]:
     if str(workdir) in _held:
         yield _held[str(workdir)]
         return
-    lock, problem = None, None
+    lock, problem, made = None, None, False
     if jax.process_index() == 0:
         try:
+            made = not workdir.exists()
             workdir.mkdir(parents=True, exist_ok=True)
             lock = Lock(workdir)
             lock.take(insist=run.take_over)
@@ -258,6 +260,10 @@ def hold(run: RunConfig) -> Iterator[Lock | None]:
     finally:
         del _held[str(workdir)]
         lock.release()
+        if made:
+            # A run that came to nothing leaves none.
+            with contextlib.suppress(OSError):
+                os.rmdir(workdir)
 
 
 @contextlib.contextmanager
