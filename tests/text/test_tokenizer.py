@@ -182,3 +182,16 @@ def test_a_string_that_is_no_text_is_refused(tokenizer, caption, why):
         tokenizer.encode(["a red circle", caption], 8)
     with pytest.raises(UserError, match=why):
         Tokenizer.train(["a red circle", caption], 300)
+
+
+def test_two_tokens_of_one_id_are_refused(tmp_path):
+    """The library reads them, and forgets one of them that a merge needs."""
+    Tokenizer.train(["a circle above a circle"] * 4, 270).save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    definition = json.loads(path.read_text())
+    vocab = definition["model"]["vocab"]
+    merged = "".join(definition["model"]["merges"][0])
+    vocab[merged] += 1
+    path.write_text(json.dumps(definition))
+    with pytest.raises(UserError, match="out of vocabulary"):
+        Tokenizer.from_file(tmp_path)

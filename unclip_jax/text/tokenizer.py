@@ -194,7 +194,10 @@ class Tokenizer:
 
     @functools.cached_property
     def _tokenizer(self) -> tokenizers.Tokenizer:
-        tokenizer = tokenizers.Tokenizer.from_str(self.definition)
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(self.definition)
+        except Exception as error:  # bare, of a definition that lost something, such as one of two tokens of one id
+            raise UserError(f"the tokenizer contradicts itself ({error}); write it again") from error
         tokenizer.encode_special_tokens = True
         return tokenizer
 
