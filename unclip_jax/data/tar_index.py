@@ -185,7 +185,8 @@ def _length(header: bytes) -> int | None:
             return None
         if header[124] & 0x80:
             return int.from_bytes(header[125:136], "big")
-        return int(header[124:136].split(b"\0")[0].strip() or b"0", 8)
+        size = int(header[124:136].split(b"\0")[0].strip() or b"0", 8)
+        return size if size >= 0 else None
     except ValueError:
         return None
 
