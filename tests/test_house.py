@@ -162,6 +162,24 @@ def test_no_file_grows_past_one_sitting():
     assert {name: lines for name, lines in long.items() if lines > MAX_LINES} == {}
 
 
+def test_signatures_say_what_they_take_and_return():
+    found = []
+    for path in (path for path in SOURCES if path.is_relative_to(ROOT / "unclip_jax")):
+        functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+        for each in functions:
+            arguments = [
+                each.args.vararg,
+                each.args.kwarg,
+                *each.args.posonlyargs,
+                *each.args.args,
+                *each.args.kwonlyargs,
+            ]
+            types = [each.returns, *(argument.annotation for argument in arguments if argument is not None)]
+            words = [ast.unparse(kind) for kind in types if kind is not None]
+            found += [f"{path}:{each.lineno} {each.name}" for word in words if re.search(r"\bAny\b", word)]
+    assert len(found) < 20, "\n".join(found)
+
+
 def test_commands_in_the_documents_exist():
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Makefile"]
     text = "\n".join(path.read_text() for path in documents)
