@@ -71,7 +71,7 @@ def main() -> None:
     z_i: dict[int, np.ndarray] = {}
     z_t: dict[int, np.ndarray] = {}
     for first, rows in batches_of(count, min(options.batch_size, count)):
-        records = [source[row] for row in rows.tolist()]
+        records = [source.read(row) for row in rows.tolist()]
         names += [record.name for record in records[: count - first]]
         images = np.stack([fit(Image.fromarray(record.image), size) for record in records])
         z_i[first] = np.asarray(embed_images(system, jnp.asarray(to_float(images))))

@@ -359,5 +359,17 @@ def test_a_file_that_breaks_after_the_check_is_named(tmp_path):
     write_captioned(tmp_path, ["a.png"])
     source = FolderSource(tmp_path)
     (tmp_path / "a.png").write_bytes(b"overwritten")
-    with pytest.raises(UserError, match=r"a\.png: not an image"):
+    with pytest.raises(UserError, match=r"1 of 1 records .* \(100.0%, limit 1.0%\); mend .*: a\.png: not an image"):
+        source[0]
+
+
+def test_a_file_that_breaks_after_the_check_stops_nothing(tmp_path, capsys):
+    write_captioned(tmp_path, ["a.png", "b.png", "c.png"])
+    source = FolderSource(tmp_path, max_bad_share=0.4)
+    (tmp_path / "b.png").unlink()
+    assert [name for name, _ in listed(source)] == ["a.png", "c.png", "c.png"]
+    assert capsys.readouterr().err.startswith("b.png: cannot be read")
+    assert source.report()["images"] == 2 and list(source.report()["bad"]) == ["b.png"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match="2 of 3 records of"):
         source[0]

@@ -9,6 +9,8 @@ i is the same file on every host and in every worker; and what is left out is kn
 
     unusable = images that cannot be read, are too small or have no caption + rows and caption files that are no use
     a run stops where unusable / (unusable + images taken) > max_bad_share, and for nothing else in the folder
+
+An image that breaks after that is left out like the others (`unclip_jax.data.skipping`).
 """
 
 import os
@@ -23,6 +25,7 @@ from unclip_jax.core.files import atomic_write
 from unclip_jax.core.unicode import printable
 from unclip_jax.data.captions import NO_CAPTION, Captions, find_captions
 from unclip_jax.data.records import Record
+from unclip_jax.data.skipping import SkippingSource
 from unclip_jax.data.verdicts import cache_file_of, check_images
 from unclip_jax.images.files import IMAGE_SUFFIXES
 from unclip_jax.images.transforms import read_image
@@ -31,7 +34,7 @@ NAMED = 3
 """Unusable things that a message names; where there are more, a file lists all of them."""
 
 
-class FolderSource:
+class FolderSource(SkippingSource):
     """Images under a folder, at any depth, sorted by path; hidden files and linked folders are left alone.
 
     Args:
@@ -79,21 +82,19 @@ class FolderSource:
         self._captions = [found.of[name] for name in self._names]
         several = sum(len(each) > 1 for each in self._captions)
         if several:
-            line = f"{several} of {len(self)} images in {self._folder} have several captions (as lines of x.txt are)"
-            print(f"{line}; training draws one for each epoch", file=sys.stderr)
-        self._check_share(max_bad_share, len(self._bad) - found.counted_twice, cache_file.with_suffix(".txt"))
+            line = f"{several} of {len(self._names)} images in {self._folder} have several captions"
+            print(f"{line} (as lines of x.txt are); training draws one for each epoch", file=sys.stderr)
+        num_bad = len(self._bad) - found.counted_twice
+        self._check_share(max_bad_share, num_bad, cache_file.with_suffix(".txt"))
+        super().__init__(str(self._folder), len(self._names), self._bad, num_bad, max_bad_share)
 
-    def __len__(self) -> int:
-        return len(self._names)
+    def name(self, index: int) -> str:
+        return self._names[index]
 
-    def __getitem__(self, index: int) -> Record:
+    def read(self, index: int) -> Record:
         name = self._names[index]
-        image = read_image(self._folder / name)
+        image = read_image(self._folder / name, name=name)
         return Record(image=np.array(image), captions=self._captions[index], name=name)
-
-    def report(self) -> dict[str, int | dict[str, str]]:
-        """Report what was taken and what was left out: {"images": int, "bad": {image or row: reason}}."""
-        return {"images": len(self), "bad": dict(sorted(self._bad.items()))}
 
     def _cannot_list(self, error: OSError) -> None:
         name = Path(error.filename).relative_to(self._folder).as_posix()

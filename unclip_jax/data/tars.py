@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from unclip_jax.data.records import Record
 from unclip_jax.data.skipping import BadRecordError, SkippingSource
 from unclip_jax.data.tables import caption_fault
 from unclip_jax.data.tar_index import CAPTIONS, read_index
-from unclip_jax.images.transforms import BrokenImageError, read_image
+from unclip_jax.images.transforms import read_image
 
 MOST_IMAGE_BYTES = 1 << 28
 MOST_SHARDS = 1_000_000
@@ -51,6 +52,8 @@ class TarSource(SkippingSource):
         captions: bool = True,
         cache_dir: str | Path | None = None,
     ):
+        if not 0 <= max_bad_share <= 1:
+            raise UserError(f"max_bad_share is {max_bad_share}; give a share from 0 to 1")
         if min_side < 1:
             raise UserError(f"min_side is {min_side}; give 1 or more pixels")
         try:
@@ -67,7 +70,13 @@ class TarSource(SkippingSource):
         without = (
             {} if not captions else {self._place(int(i)): NO_CAPTION for i in np.flatnonzero(rows["caption"] == 0)}
         )
-        super().__init__(where, len(self._records), self._index.faults | without, max_bad_share)
+        bad = self._index.faults | without
+        super().__init__(where, len(self._records), bad, len(bad), max_bad_share)
+        if bad:
+            self.check()
+            print(f"{where}: {len(bad):,} of {self._total:,} records left out: {self.named(3)}", file=sys.stderr)
+        if not len(self):
+            raise UserError(f"{where} holds no images with captions; give one that does")
 
     def name(self, index: int) -> str:
         return self._place(int(self._records[index]))
@@ -84,10 +93,7 @@ class TarSource(SkippingSource):
             if self._captions:
                 text = _part(shard.fileno(), int(row["caption_at"]), int(row["caption_bytes"]), MOST_BYTES)
         captions = _captions(text, CAPTIONS[row["caption"]]) if self._captions else ("",)
-        try:
-            image = read_image(image_bytes, name=name)
-        except BrokenImageError as error:
-            raise BadRecordError(str(error).removeprefix(f"{name}: ")) from error
+        image = read_image(image_bytes, name=name)
         if min(image.size) < self._min_side:
             side = f"its shorter side has {min(image.size)} px"
             raise BadRecordError(f"{side}, fewer than min_side {self._min_side}")
