@@ -65,7 +65,8 @@ def test_copies_among_the_pairs_of_a_batch(capsys, captions, pictures, said):
         source = records(captions, pictures)
         made = batches(source, tiny.tokenizer(), SPEC)
         with contextlib.closing(remarked(made, stage, SPEC, len(source))) as iterator:
-            next(iterator), next(iterator)
+            for _ in range(2):
+                next(iterator)
         with pytest.raises(StopIteration):
             next(made)
         return capsys.readouterr().err

@@ -4,7 +4,8 @@ What a file says of itself is checked before anything is done about it, and what
 message. Here is what all formats share:
 
     regular files only        a device never ends, and a pipe may never begin
-    MAX_JSON_BYTES            of a text in JSON, MAX_DEPTH lists and objects in each other, numbers of MAX_DIGITS
+    MAX_JSON_BYTES            of a text in JSON, MAX_LISTS lists and objects (and brackets in strings), MAX_DEPTH of
+                              them in each other, numbers of MAX_DIGITS
 """
 
 import json
@@ -17,6 +18,8 @@ from unclip_jax.core.typing import Json
 
 MIB = 2**20
 MAX_JSON_BYTES = 4 * MIB
+MAX_LISTS = 300_000
+"""Vocabularies of 250,000 pairs are in use."""
 MAX_DEPTH = 64
 MAX_DIGITS = 40
 
@@ -53,10 +56,18 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES, encoding: str = "utf-8") 
     return read_bytes(path, limit).decode(encoding)
 
 
+def check_lists(text: str) -> None:
+    """Raise ValueError for a text in JSON of too many lists and objects: they take far more memory and time to make
+    than bytes to write."""
+    if (count := text.count("[") + text.count("{")) > MAX_LISTS:
+        raise ValueError(f"it has {count:,} lists and objects, more than the limit of {MAX_LISTS:,}")
+
+
 def parse_json(text: str, limit: int = MAX_JSON_BYTES) -> Json:
     """Parse JSON; ValueError for a text that is none, or that goes beyond the bounds."""
     if len(text) > limit:
         raise ValueError(f"it has over {limit / MIB:g} MiB, the most that is read")
+    check_lists(text)
     try:
         data = json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_float)
     except RecursionError:

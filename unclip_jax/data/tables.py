@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from unclip_jax.core.reading import check_lists
 from unclip_jax.core.typing import Json, JsonDict
 from unclip_jax.core.unicode import fault
 from unclip_jax.images.files import IMAGE_SUFFIXES
@@ -93,6 +94,7 @@ def _json_rows(lines: list[str]) -> Iterator[Row]:
             yield Row(line=number, fault=f"has {len(line):,} characters, more than the limit of {MOST_LINE:,}")
             continue
         try:
+            check_lists(line)
             cells = json.loads(line, object_pairs_hook=_distinct)
         except (ValueError, RecursionError) as error:
             yield Row(line=number, fault=f"is not JSON ({error})")

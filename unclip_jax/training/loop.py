@@ -109,9 +109,6 @@ def train(
             logger.say(f"carrying on from step {start_step} in {workdir}")
         stop = stack.enter_context(_StopSignals())
         delayed = DeferredMetrics()
-        run_step = logger.timed("the training step", compiled.run)
-        if preview is not None:
-            preview = logger.timed("the preview", preview)
         profiler = stack.enter_context(_Profiler(run, workdir, start_step))
         watchdog = stack.enter_context(Watchdog(run.hang_timeout))
 
@@ -123,7 +120,8 @@ def train(
 
         for step in range(start_step + 1, run.steps + 1):
             with profiler.step(step):
-                state, metrics = run_step(state, frozen, compiled.put(batch))
+                with logger.compiling("the training step"):
+                    state, metrics = compiled.run(state, frozen, compiled.put(batch))
                 settle(delayed.swap(step, metrics))
             if lock is not None:
                 lock.check()
@@ -137,7 +135,8 @@ def train(
                 checkpoints.save(step, state, logger.window)
                 watchdog.alive(step)
             if preview is not None and run.sample_every and step % run.sample_every == 0:
-                grid = preview(state.ema, frozen, step)
+                with logger.compiling("the preview"):
+                    grid = preview(state.ema, frozen, step)
                 if grid is not None and first:
                     with local(workdir / "samples" / f"step_{step:06d}.png") as path:
                         save_png(path, grid, {"step": str(step)})

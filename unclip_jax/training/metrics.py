@@ -4,15 +4,13 @@ A line averages the steps since the line before; besides, the first step of a ru
 step are fetched only when the next step has been dispatched, so that logging never keeps the device waiting.
 """
 
-import functools
-import itertools
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -22,9 +20,6 @@ from unclip_jax.core.files import atomic_write
 from unclip_jax.training.board import open_board
 from unclip_jax.training.config import RunConfig
 from unclip_jax.training.workdir import is_remote, open_folder
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 FILE = "metrics.jsonl"
 UPLOAD_EVERY = 30
@@ -45,6 +40,7 @@ class MetricLogger:
         self._batch_size = batch_size
         self._window: dict[str, list[float]] = {name: list(pair) for name, pair in window.items()}
         self._clock: tuple[int, float] | None = None
+        self._compiled: set[str] = set()
         self._tty = sys.stdout.isatty()
         self._file = None
         self._board = None
@@ -82,21 +78,17 @@ class MetricLogger:
         if self._board is not None:
             self._board.image("samples", grid, step)
 
-    def timed(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
-        """Return a function whose first call says that it compiles `what`, and then how long that took."""
-        calls = itertools.count()
-
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            if next(calls):
-                return function(*args, **kwargs)
-            self.say(f"compiling {what}")
-            started = time.monotonic()
-            result = function(*args, **kwargs)
-            self.say(f"{what} is ready after {time.monotonic() - started:.0f} s")
-            return result
-
-        return call
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Say, around the first call of a program, that it is compiled, and then how long that took."""
+        if what in self._compiled:
+            yield
+            return
+        self._compiled.add(what)
+        self.say(f"compiling {what}")
+        started = time.monotonic()
+        yield
+        self.say(f"{what} is ready after {time.monotonic() - started:.0f} s")
 
     def say(self, line: str) -> None:
         """Print a line of its own, clear of the progress line."""
