@@ -25,7 +25,7 @@ from unclip_jax.core.files import atomic_write
 from unclip_jax.core.unicode import printable
 from unclip_jax.data.captions import NO_CAPTION, Captions, find_captions
 from unclip_jax.data.records import Record
-from unclip_jax.data.skipping import SkippingSource
+from unclip_jax.data.skipping import SkippingSource, check_limits
 from unclip_jax.data.verdicts import cache_file_of, check_images
 from unclip_jax.images.files import IMAGE_SUFFIXES
 from unclip_jax.images.transforms import read_image
@@ -56,10 +56,7 @@ class FolderSource(SkippingSource):
         captions: bool = True,
         cache_dir: str | Path | None = None,
     ):
-        if not 0 <= max_bad_share <= 1:
-            raise UserError(f"max_bad_share is {max_bad_share}; give a share from 0 to 1")
-        if min_side < 1:
-            raise UserError(f"min_side is {min_side}; give 1 or more pixels")
+        check_limits(max_bad_share, min_side)
         self._folder = Path(os.path.expanduser(path)).absolute()
         if not os.path.isdir(self._folder):
             raise UserError(f"{self._folder} is not a folder; give a folder of images")
@@ -86,7 +83,7 @@ class FolderSource(SkippingSource):
             print(f"{line} (as lines of x.txt are); training draws one for each epoch", file=sys.stderr)
         num_bad = len(self._bad) - found.counted_twice
         self._check_share(max_bad_share, num_bad, cache_file.with_suffix(".txt"))
-        super().__init__(str(self._folder), len(self._names), self._bad, num_bad, max_bad_share)
+        super().__init__(str(self._folder), len(self._names), self._bad, max_bad_share, found.counted_twice)
 
     def name(self, index: int) -> str:
         return self._names[index]

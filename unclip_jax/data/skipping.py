@@ -3,7 +3,8 @@
     source[i] = the first good one of the records i, i + 1, ... (mod n)
 
 which is the same on every host and at every start, so batches stay what they are. Bad records are counted, each once,
-and the first are named as they are met; a run stops where there are more than `max_bad_share` of all.
+and the first are named as they are met; a run stops where there are more than `max_bad_share` of all. Each process that
+reads counts those that it has met.
 """
 
 import abc
@@ -18,6 +19,14 @@ NAMED = 10
 """Bad records that are named as they are met."""
 
 
+def check_limits(max_bad_share: float, min_side: int) -> None:
+    """Raise UserError for a share or a side in px that makes no sense."""
+    if not 0 <= max_bad_share <= 1:
+        raise UserError(f"max_bad_share is {max_bad_share}; give a share from 0 to 1")
+    if min_side < 1:
+        raise UserError(f"min_side is {min_side}; give 1 or more pixels")
+
+
 class BadRecordError(Exception):
     """A record cannot be used; says why."""
 
@@ -29,13 +38,18 @@ class SkippingSource(abc.ABC):
         where: what the source is called in messages.
         count: records, those that prove bad among them.
         bad: what is known to be bad from the start, by its place, with the reason; not among `count`.
-        num_bad: how many records that is.
         max_bad_share: largest share of all that may be left out.
+        counted_twice: how many of `bad` are no records of their own.
     """
 
-    def __init__(self, where: str, count: int, bad: dict[str, str], num_bad: int, max_bad_share: float):
+    def __init__(self, where: str, count: int, bad: dict[str, str], max_bad_share: float, counted_twice: int = 0):
         self._where, self._count, self._max_bad_share = where, count, max_bad_share
-        self._bad, self._num_bad, self._total = dict(bad), num_bad, count + num_bad
+        self._bad, self._counted_twice = dict(bad), counted_twice
+        self._total = count + self._num_bad
+
+    @property
+    def _num_bad(self) -> int:
+        return len(self._bad) - self._counted_twice
 
     @abc.abstractmethod
     def read(self, index: int) -> Record:
@@ -65,7 +79,6 @@ class SkippingSource(abc.ABC):
         if name in self._bad:
             return
         self._bad[name] = reason
-        self._num_bad += 1
         self.check()
         if self._num_bad <= NAMED:
             print(f"{printable(name)}: {printable(reason)}; left out", file=sys.stderr)

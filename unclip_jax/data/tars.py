@@ -20,7 +20,7 @@ import numpy as np
 from unclip_jax.core.errors import UserError
 from unclip_jax.data.captions import MOST_BYTES, NO_CAPTION
 from unclip_jax.data.records import Record
-from unclip_jax.data.skipping import BadRecordError, SkippingSource
+from unclip_jax.data.skipping import BadRecordError, SkippingSource, check_limits
 from unclip_jax.data.tables import caption_fault
 from unclip_jax.data.tar_index import CAPTIONS, read_index
 from unclip_jax.images.transforms import read_image
@@ -52,10 +52,7 @@ class TarSource(SkippingSource):
         captions: bool = True,
         cache_dir: str | Path | None = None,
     ):
-        if not 0 <= max_bad_share <= 1:
-            raise UserError(f"max_bad_share is {max_bad_share}; give a share from 0 to 1")
-        if min_side < 1:
-            raise UserError(f"min_side is {min_side}; give 1 or more pixels")
+        check_limits(max_bad_share, min_side)
         try:
             self._index = read_index(shards, cache_dir)
         except OSError as error:
@@ -71,7 +68,7 @@ class TarSource(SkippingSource):
             {} if not captions else {self._place(int(i)): NO_CAPTION for i in np.flatnonzero(rows["caption"] == 0)}
         )
         bad = self._index.faults | without
-        super().__init__(where, len(self._records), bad, len(bad), max_bad_share)
+        super().__init__(where, len(self._records), bad, max_bad_share)
         if bad:
             self.check()
             print(f"{where}: {len(bad):,} of {self._total:,} records left out: {self.named(3)}", file=sys.stderr)

@@ -87,8 +87,9 @@ class Session:
 
     Args:
         system: with its weights, or without where `load_weights` reads them.
-        mesh: devices, of all hosts, that share the rows; every host gets every row. Any two meshes of several
-            replicas make the same rows to the bit; the default device alone, for None, may round differently.
+        mesh: devices, of all hosts, that share the rows; every host gets every row. Meshes that split rows
+            alone, over two devices or more, make the same rows to the bit; others may round differently, and so may the
+            default device alone, for None.
         batch_size: rows sampled at once, by each replica; the last batch is padded, so that it runs the programs of the
             others.
         load_weights: reads the weights of a stage when it begins. All batches then go through one stage after another,
