@@ -75,6 +75,8 @@ def test_batches_are_those_of_the_folder(tmp_path):
         open_source(f"{tmp_path}/tars/{{0..2}}.tar", "train", tmp_path),
         pickle.loads(pickle.dumps(open_source(f"{tmp_path}/tars/*.tar", "train", tmp_path))),
     ]
+    for source in sources:
+        assert [source.key(i) for i in range(11)] == [source[i].key for i in range(11)] == [n[:4] for n in names]
     spec = BatchSpec(batch_size=4, sizes=(8,), seed=3, flip=True)
     for host in range(2):
         runs = [batches(s, None, spec, start_step=5, process_index=host, process_count=2) for s in sources]

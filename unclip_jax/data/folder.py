@@ -14,6 +14,7 @@ An image that breaks after that is left out like the others (`unclip_jax.data.sk
 """
 
 import os
+import posixpath
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,13 +86,16 @@ class FolderSource(SkippingSource):
         self._check_share(max_bad_share, num_bad, cache_file.with_suffix(".txt"))
         super().__init__(str(self._folder), len(self._names), self._bad, max_bad_share, found.counted_twice)
 
+    def key(self, index: int) -> str:
+        return posixpath.splitext(self._names[index])[0]
+
     def name(self, index: int) -> str:
         return self._names[index]
 
     def read(self, index: int) -> Record:
         name = self._names[index]
         image = read_image(self._folder / name, name=name)
-        return Record(image=np.array(image), captions=self._captions[index], name=name)
+        return Record(image=np.array(image), captions=self._captions[index], name=name, key=self.key(index))
 
     def _cannot_list(self, error: OSError) -> None:
         name = Path(error.filename).relative_to(self._folder).as_posix()

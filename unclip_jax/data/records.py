@@ -15,11 +15,14 @@ class Record:
         image: RGB at the size it is stored in.
         captions: what it shows, in other words; one of them is drawn for each epoch. ("",) where the source has none.
         name: says where the record came from: a relative path, or "<split>/<number>".
+        key: what it is called however it is stored, as "000000012" of 000000012.jpg; embeddings are joined by it.
+            "" where the source has no such thing.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     captions: tuple[str, ...]
     name: str
+    key: str = ""
 
 
 @runtime_checkable
@@ -29,3 +32,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+
+class KeyedSource(Source, Protocol):
+    """A source that knows its records' keys without reading them."""
+
+    def key(self, index: int) -> str:
+        """Return the key of a record."""
+        ...

@@ -56,6 +56,10 @@ class SkippingSource(abc.ABC):
         """Return a record; raise BadRecordError or BrokenImageError where it cannot be used."""
 
     @abc.abstractmethod
+    def key(self, index: int) -> str:
+        """Return the key of a record, good or bad."""
+
+    @abc.abstractmethod
     def name(self, index: int) -> str:
         """Say where a record is."""
 

@@ -52,7 +52,11 @@ class ShapesSource:
         features = self._records[index]
         name = features["name"].decode()
         image = np.array(read_image(features["image"], name=name))
-        return Record(image=image, captions=(features["caption"].decode(),), name=name)
+        return Record(image=image, captions=(features["caption"].decode(),), name=name, key=name)
+
+    def key(self, index: int) -> str:
+        """Return the key of a record, its name."""
+        return self._records[index]["name"].decode()
 
 
 def open_source(

@@ -75,6 +75,9 @@ class TarSource(SkippingSource):
         if not len(self):
             raise UserError(f"{where} holds no images with captions; give one that does")
 
+    def key(self, index: int) -> str:
+        return self._index.key(int(self._records[index]))
+
     def name(self, index: int) -> str:
         return self._place(int(self._records[index]))
 
@@ -94,7 +97,7 @@ class TarSource(SkippingSource):
         if min(image.size) < self._min_side:
             side = f"its shorter side has {min(image.size)} px"
             raise BadRecordError(f"{side}, fewer than min_side {self._min_side}")
-        return Record(image=np.array(image), captions=captions, name=name)
+        return Record(image=np.array(image), captions=captions, name=name, key=self.key(index))
 
 
 def shards_of(pattern: str) -> list[str]:
