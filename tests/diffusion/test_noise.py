@@ -62,23 +62,6 @@ def test_record_then_replay():
     np.testing.assert_array_equal(jax.jit(lambda tape, i: tape.step(i, SHAPE))(tape, 3), tape.steps[3])
 
 
-def test_save_and_load(tmp_path):
-    tape = TapeNoise(x_T=jnp.arange(6.0).reshape(2, 3), steps=-jnp.arange(24.0).reshape(4, 2, 3))
-    tape.save(tmp_path / "tape.npz")
-    loaded = TapeNoise.load(tmp_path / "tape.npz")
-    np.testing.assert_array_equal(loaded.x_T, tape.x_T)
-    np.testing.assert_array_equal(loaded.steps, tape.steps)
-
-
-def test_load_refuses_other_archives_and_pickles(tmp_path):
-    np.savez(tmp_path / "other.npz", x_T=np.zeros(3))
-    with pytest.raises(ValueError, match="no noise tape: it lacks steps"):
-        TapeNoise.load(tmp_path / "other.npz")
-    np.savez(tmp_path / "objects.npz", x_T=np.array([{}]), steps=np.zeros(1))
-    with pytest.raises(ValueError, match="allow_pickle"):
-        TapeNoise.load(tmp_path / "objects.npz")
-
-
 def test_sources_are_pytrees():
     noise = source()
     assert len(jax.tree.leaves(noise)) == 2

@@ -5,8 +5,9 @@ An array is as long as its header says and the archive agrees; `MAX_TEXTS` texts
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import EllipsisType
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +18,9 @@ from unclip_jax.core.files import atomic_write
 
 MAX_TEXTS = 100_000
 MAX_RANK = 8
+Shape = tuple[int | str | EllipsisType, ...]
+"""Sizes; a word stands for one that is the same wherever the word is, and ... at the end for axes that are the same
+wherever it is."""
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -28,12 +32,12 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_npz(
-    path: Path, shapes: dict[str, tuple[int | str, ...]], texts: Sequence[str] = (), optional: Sequence[str] = ()
+    path: Path, shapes: Mapping[str, Shape], texts: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """Read arrays of finite float32 numbers and lists of texts from an .npz.
 
     Args:
-        shapes: of the arrays; a word stands for a size that is the same wherever the word is.
+        shapes: of the arrays.
         texts: names of the lists; a lone text comes as a list of one.
         optional: names, of either, that may be missing.
 
@@ -41,6 +45,7 @@ def read_npz(
         UserError: the file cannot be read, or is another.
     """
     sizes: dict[str, int] = {}
+    rest: list[tuple[int, ...]] = []
     arrays, lists = {}, {}
     try:
         with Archive(path) as archive:
@@ -53,7 +58,7 @@ def read_npz(
                     raise UserError(f"{path} has no {name}, only {has}; give a file that has it")
                 array = _array(archive, members[name])
                 if name in shapes:
-                    arrays[name] = _checked(path, name, array, shapes[name], sizes)
+                    arrays[name] = _checked(path, name, array, _spelt(shapes[name], array.shape, rest), sizes)
                 elif array.dtype.kind != "U" or array.ndim > 1 or array.size > MAX_TEXTS:
                     raise UserError(
                         f"{path}: {name} is no list of at most {MAX_TEXTS:,} texts; give a file that has one"
@@ -95,6 +100,16 @@ def _texts(name: str, array: np.ndarray) -> list[str]:
     if ((letters > 0x10FFFF) | ((letters >= 0xD800) & (letters < 0xE000))).any():
         raise ValueError(f"{name} holds texts that are no Unicode")
     return array.reshape(-1).tolist()
+
+
+def _spelt(want: Shape, found: tuple[int, ...], rest: list[tuple[int, ...]]) -> tuple[int | str, ...]:
+    """Return `want` with the axes that its ... stands for, which the first array that has one decides."""
+    named = tuple(size for size in want if not isinstance(size, EllipsisType))
+    if len(named) == len(want):
+        return named
+    if not rest:
+        rest.append(found[len(named) :])
+    return (*named, *rest[0])
 
 
 def _checked(

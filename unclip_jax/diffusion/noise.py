@@ -8,12 +8,10 @@ With `KeyNoise` each example has a stream of its own,
 so what an example gets depends on its index alone, not on the batch or the device it is drawn in.
 """
 
-import os
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 
@@ -97,21 +95,3 @@ class TapeNoise(NamedTuple):
         """Record what `source` would give a sampler of `num_steps` steps."""
         steps = jax.vmap(lambda i: source.step(i, shape))(jnp.arange(num_steps))
         return cls(x_T=source.initial(shape), steps=steps)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz with the float32 arrays `x_T` and `steps`."""
-        with open(path, "wb") as file:
-            np.savez(file, x_T=np.asarray(self.x_T), steps=np.asarray(self.steps))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "TapeNoise":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: the file is not such an .npz.
-        """
-        with np.load(path, allow_pickle=False) as tape:
-            missing = {"x_T", "steps"} - set(tape.files)
-            if missing:
-                raise ValueError(f"{os.fspath(path)} is no noise tape: it lacks {', '.join(sorted(missing))}")
-            return cls(**{name: jnp.asarray(tape[name], jnp.float32) for name in ("x_T", "steps")})

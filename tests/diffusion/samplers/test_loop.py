@@ -72,14 +72,12 @@ def test_an_example_does_not_depend_on_its_batch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler.is_stochastic])
-def test_a_tape_replays_a_key_bit_for_bit(sampler, tmp_path):
+def test_a_tape_replays_a_key_bit_for_bit(sampler):
     process, shape, cond = ProcessSpec(prediction="eps").build(), (4, 4, 4, 3), {"shift": 0.1}
     run = run_jitted(process, squash, sampler, shape)
     tape = jax.jit(lambda noise: TapeNoise.record(noise, shape, sampler.steps))(key_noise())
-    tape.save(tmp_path / "tape.npz")
     expected = run(key_noise(), cond)
     np.testing.assert_array_equal(run(tape, cond), expected)
-    np.testing.assert_array_equal(run(TapeNoise.load(tmp_path / "tape.npz"), cond), expected)
     assert (run(key_noise(seed=1), cond) != expected).any()
 
 
