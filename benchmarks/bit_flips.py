@@ -1,6 +1,6 @@
 """Flips single bits in the files of a small checkpoint and of a small bundle, one at a time, and reads them again.
 
-    python -m benchmarks.bit_flips [--flips 1000] [--seed 0]
+    python -m benchmarks.bit_flips [--flips 1000] [--seed 0] [--only bundle]
 
 A flip is refused (in one line), harmless (what is read is the same to the bit), unnoticed (it is not), or a traceback.
 Half of the bits are drawn from all bytes alike, half from a file drawn first, so that small files have their share.
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -43,6 +44,8 @@ class Options:
     """How many in each."""
     seed: int = 0
     """Which."""
+    only: Literal["checkpoint", "bundle"] | None = None
+    """One of the two alone."""
 
 
 def outcomes(
@@ -153,6 +156,8 @@ def main() -> None:
         made = {"checkpoint": (folder / "run" / "checkpoints", make_run(folder / "run"))}
         made["bundle"] = (folder / "bundle", make_bundle(folder / "bundle", folder / "run"))
         for what, (where, read) in made.items():
+            if options.only not in (None, what):
+                continue
             started = time.monotonic()
             counts, bad = outcomes(where, read, options.flips, options.seed)
             table = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES)

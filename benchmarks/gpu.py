@@ -41,6 +41,7 @@ from typing import Any, Literal
 
 from unclip_jax.core import command_line
 from unclip_jax.core.errors import UserError, run_cli
+from unclip_jax.core.files import atomic_write, check_writable
 
 What = Literal["prior", "decoder", "sampling"]
 ROOT = Path(__file__).parent.parent
@@ -97,8 +98,8 @@ class Options:
             raise UserError(f"peak is {self.peak}; it must be above 0, in TFLOP/s")
         if not self.what:
             raise UserError("what is empty; name prior, decoder or sampling")
-        if self.json is not None and not self.json.absolute().parent.is_dir():
-            raise UserError(f"there is no folder {self.json.parent} to write {self.json.name} into; make it first")
+        if self.json is not None:
+            check_writable([self.json], overwrite=True, option="--json")
 
     def rows(self, what: What) -> int:
         """Examples of a training step, or images of a request."""
@@ -289,7 +290,8 @@ class Report:
             raise UserError(self.notes[-1])
         print("".join(f"\n{line}" for line in self.notes))
         if self.options.json is not None:
-            self.options.json.write_text(json.dumps(self.as_json(), indent=1) + "\n")
+            with atomic_write(self.options.json) as draft:
+                draft.write_text(json.dumps(self.as_json(), indent=1) + "\n")
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with the medians and ranges of the ratios."""

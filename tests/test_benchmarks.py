@@ -71,7 +71,7 @@ def test_without_a_gpu():
         (["--peak", "nan"], "peak is nan; it must be above 0, in TFLOP/s"),
         (["--what", "clip"], "invalid choice 'clip' for argument '--what'"),
         (["--stepz", "1"], "no option --stepz; did you mean --steps?"),
-        (["--json", "/nowhere/x.json"], "there is no folder /nowhere to write x.json into; make it first"),
+        (["--json", "/dev/null/x.json"], "/dev/null is a file, so nothing can be written into it; give another --json"),
     ],
 )
 def test_bad_options(monkeypatch, capsys, words, line):

@@ -24,7 +24,7 @@ FLOORS = {
     "stages": "core diffusion images models parallel",
     "systems": "core diffusion images models parallel stages text",
     "bundle": "core diffusion images models stages systems text",
-    "sampling": "bundle core images parallel stages systems text",
+    "sampling": "bundle core diffusion images parallel stages systems text",
     "editing": "core diffusion images sampling stages systems",
     "convert": "bundle core diffusion images models stages systems text",
     "eval": "bundle core data editing images sampling systems",

@@ -146,7 +146,7 @@ def main() -> None:
     if options.clip not in RECIPES["clip"]:
         raise UserError(f"no recipe {options.clip!r} for the clip; {suggest(options.clip, list(RECIPES['clip']))}")
     if options.json is not None:
-        check_writable([options.json], overwrite=True)
+        check_writable([options.json], overwrite=True, option="--json")
     # Nothing runs, so whatever accelerator this machine has is left alone.
     jax.config.update("jax_platforms", "cpu")
     clip = RECIPES["clip"][options.clip]().stage().network

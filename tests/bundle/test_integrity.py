@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.bit_flips import outcomes
 from tests.bundle.helpers import edit, edit_tensors
 from unclip_jax import bundle as bundles
 from unclip_jax.bundle.store import add_statistics
@@ -91,3 +92,13 @@ def test_large_numbers_are_finite(copy):
     edit_tensors(copy, "clip", lambda tensors: tensors.update(logit_scale=np.asarray(3e38, np.float32)))
     edit(copy, lambda config: config.update(files={}, digests={}))
     assert float(bundles.load(copy).encoders["clip"].params["logit_scale"]) == np.float32(3e38)
+
+
+def test_no_flipped_bit_is_unnoticed_or_ends_in_a_traceback(copy):
+    def read():
+        system = bundles.load(copy)
+        arrays = {name: each.params for name, each in system.encoders.items()}, system.params, system.stats
+        return arrays, [str(each) for each in (system.tokenizer, system.stages, system.sampling, system.identities)]
+
+    counts, bad = outcomes(copy, read, flips=40, seed=2)
+    assert not bad and counts["refused"] >= 36

@@ -61,25 +61,26 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def check_writable(paths: Sequence[Path], *, overwrite: bool) -> None:
+def check_writable(paths: Sequence[Path], *, overwrite: bool, option: str = "--out") -> None:
     """Make sure, before any work, that files can be written at `paths`: by writing there. Nothing is left behind.
 
-    Raises UserError where a name cannot be, a folder cannot be made or written into, or something is in the way.
+    Raises UserError, which names the `option` to change, where a name cannot be, a folder cannot be made or written
+    into, or something is in the way.
     """
     for path in paths:
         if _kind(path) == stat.S_IFDIR:
             raise UserError(f"{path} is a folder; give the name of a file")
         if _kind(path) is not None and not overwrite:
-            raise UserError(f"{path} is already there; give another --out, or replace it with --overwrite")
+            raise UserError(f"{path} is already there; give another {option}, or replace it with --overwrite")
         if _kind(path) not in (None, stat.S_IFREG, stat.S_IFLNK):
-            raise UserError(f"{path} is no file that could be replaced; give another --out")
-        try_writing(path)
+            raise UserError(f"{path} is no file that could be replaced; give another {option}")
+        try_writing(path, option)
 
 
-def try_writing(path: Path) -> None:
+def try_writing(path: Path, option: str = "--out") -> None:
     """Make a file at `path`, or beside what is there, and its missing folders; remove them again.
 
-    Raises UserError where that cannot be.
+    Raises UserError, which names the `option` to change, where that cannot be.
     """
     made: list[Path] = []
     try:
@@ -93,8 +94,9 @@ def try_writing(path: Path) -> None:
     except (OSError, ValueError) as error:
         in_the_way = next((parent for parent in path.parents if _kind(parent) not in (None, stat.S_IFDIR)), None)
         if in_the_way is not None and not os.path.isdir(in_the_way):
-            raise UserError(f"{in_the_way} is a file, so nothing can be written into it; give another --out") from error
-        raise UserError(f"{path} cannot be written ({_reason(error)}); give another --out") from error
+            found = f"{in_the_way} is a file, so nothing can be written into it; give another {option}"
+            raise UserError(found) from error
+        raise UserError(f"{path} cannot be written ({_reason(error)}); give another {option}") from error
     finally:
         for parent in reversed(made):
             with contextlib.suppress(OSError):
