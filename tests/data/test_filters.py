@@ -1,12 +1,15 @@
+import json
 import math
 import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.data import Record
 from unclip_jax.data.filters import Condition, FilteredSource
+from unclip_jax.data.folder import FolderSource
 
 IMAGE = np.zeros((2, 2, 3), np.uint8)
 ROWS = [
@@ -75,6 +78,7 @@ def test_what_passes_and_what_is_counted(conditions, rows, left_out, capsys):
         (["score"], "'score' is no condition; write one as in 'aesthetic >= 5'"),
         ([">= 5"], "'>= 5' is no condition"),
         (["score >="], "'score >=' is no condition"),
+        (["score = 5"], "'score = 5' is no condition"),
         (["score >= high"], "'score >= high' compares with 'high', which is no number"),
         (["score >= nan"], "which is no number"),
         (["beauty >= 5"], "no record has a column 'beauty'; there are side, aspect, score, license"),
@@ -85,3 +89,23 @@ def test_bad_conditions_get_a_line(conditions, line):
     with pytest.raises(UserError) as error:
         kept(*conditions)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_a_folder_says_of_its_images(tmp_path):
+    rows = []
+    for number, (width, height) in enumerate([(30, 20), (20, 40), (25, 25)]):
+        Image.new("RGB", (width, height)).save(tmp_path / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "text": f"picture {number}", "score": number / 2, "other": [1]})
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "1.json").write_text('{"punsafe": 0.25, "score": 9}')
+    (tmp_path / "2.json").write_text("[1")
+    source = FolderSource(tmp_path)
+    assert list(source.describe(frozenset(["score", "side", "punsafe"]))) == [
+        {"score": 0.0, "side": 20},
+        {"score": 9, "punsafe": 0.25, "side": 20},
+        {"score": 1.0, "side": 25},
+    ]
+    assert [row["aspect"] for row in source.describe(frozenset(["aspect"]))] == [1.5, 2.0, 1.0]
+    assert source.columns() == ["file_name", "text", "score", "other", "punsafe"]
+    filtered = FilteredSource(source, [Condition.parse("score > 0"), Condition.parse("aspect < 1.5")])
+    assert [filtered.key(i) for i in range(len(filtered))] == ["2"] and filtered[0].captions == ("picture 2",)

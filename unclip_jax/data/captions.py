@@ -8,6 +8,7 @@ row by row, and nothing here stops a run: whether it is too much the source deci
 """
 
 import dataclasses
+import json
 import os
 import posixpath
 import re
@@ -15,6 +16,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from unclip_jax.core.reading import check_lists
+from unclip_jax.core.typing import JsonDict
 from unclip_jax.data.tables import TABLES, UnreadableError, caption_fault, read_table, read_text
 
 MOST_BYTES = 1 << 20
@@ -45,6 +48,7 @@ class _Found:
     image: str | None
     captions: Sequence[str] = ()
     fault: str | None = None
+    cells: JsonDict = dataclasses.field(default_factory=dict)
 
 
 def find_captions(folder: Path, images: Sequence[str], names: Sequence[str]) -> Captions:
@@ -76,6 +80,33 @@ def find_captions(folder: Path, images: Sequence[str], names: Sequence[str]) -> 
     return Captions(found, bad, min(unnamed, len(without)))
 
 
+def find_columns(folder: Path, images: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, JsonDict]]:
+    """Yield images with what else is said of them: the rows of the tables, then the files of JSON beside the images.
+    Rows that are of no use are passed over; `find_captions` has said so."""
+    known = {_composed(name): name for name in images}
+    for each in _in_tables(folder, names):
+        if each.image is not None and each.fault is None and (image := known.get(_composed(each.image))) is not None:
+            yield image, each.cells
+    files = set(names)
+    for name in images:
+        place = posixpath.splitext(name)[0] + ".json"
+        if place in files:
+            cells = cells_of(folder / place)
+            if cells:
+                yield name, cells
+
+
+def cells_of(source: Path | bytes) -> JsonDict:
+    """Return an object in JSON, a file or its bytes; nothing where it is none."""
+    try:
+        text = read_text(source, MOST_BYTES) if isinstance(source, Path) else source.decode("utf-8-sig", "replace")
+        check_lists(text)
+        cells = json.loads(text)
+    except (UnreadableError, ValueError, RecursionError):
+        return {}
+    return cells if isinstance(cells, dict) else {}
+
+
 def _beside(folder: Path, images: Sequence[str], files: set[str]) -> Iterator[_Found]:
     """Yield what the caption files say."""
     for name in images:
@@ -104,7 +135,7 @@ def _in_tables(folder: Path, names: Sequence[str]) -> Iterator[_Found]:
                     image = path.removeprefix(f"{root}/")
                 else:
                     fault = fault or f"names {row.file_name!r}, which is not inside {folder}"
-            yield _Found(place, image, row.captions, fault)
+            yield _Found(place, image, row.captions, fault, row.cells)
 
 
 def _composed(name: str) -> str:

@@ -26,6 +26,8 @@ from unclip_jax.core.errors import UserError
 from unclip_jax.data.records import KeyedSource, Record
 
 ANNOUNCED = 100_000
+MEASURED = frozenset({"side", "aspect"})
+"""Columns that are measured and not stored."""
 SHOWN = 12
 """Columns that a message names."""
 _COMPARE: dict[str, Callable[..., bool]] = {
@@ -36,7 +38,7 @@ _COMPARE: dict[str, Callable[..., bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|==|!=|<|>)\s*(.+?)\s*", re.DOTALL)
+_CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|==|!=|<|>)\s*([^<>=!]+?)\s*")
 
 
 class DescribedSource(KeyedSource, Protocol):
@@ -48,7 +50,7 @@ class DescribedSource(KeyedSource, Protocol):
         ...
 
     def columns(self) -> Sequence[str]:
-        """Return the names of the columns of the first record."""
+        """Return the names of the columns, of the first record at least."""
         ...
 
 
@@ -132,6 +134,13 @@ class FilteredSource:
 
     def _reasons(self) -> str:
         return ", ".join(f"{reason} {count:,}" for reason, count in self._left_out.most_common())
+
+
+def measures(size: tuple[int, int] | None, names: frozenset[str]) -> dict[str, float]:
+    """Return those of `side` and `aspect` that are asked for, of an image of this width and height in px."""
+    if size is None or not min(size):
+        return {}
+    return {name: value for name, value in (("side", min(size)), ("aspect", max(size) / min(size))) if name in names}
 
 
 def _number(value: object) -> float:

@@ -24,12 +24,13 @@ import numpy as np
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.files import atomic_write
 from unclip_jax.core.unicode import printable
-from unclip_jax.data.captions import NO_CAPTION, Captions, find_captions
+from unclip_jax.data.captions import NO_CAPTION, Captions, find_captions, find_columns
+from unclip_jax.data.filters import MEASURED, measures
 from unclip_jax.data.records import Record
 from unclip_jax.data.skipping import SkippingSource, check_limits
 from unclip_jax.data.verdicts import cache_file_of, check_images
 from unclip_jax.images.files import IMAGE_SUFFIXES
-from unclip_jax.images.transforms import read_image
+from unclip_jax.images.transforms import image_size, read_image
 
 NAMED = 3
 """Unusable things that a message names; where there are more, a file lists all of them."""
@@ -96,6 +97,22 @@ class FolderSource(SkippingSource):
         name = self._names[index]
         image = read_image(self._folder / name, name=name)
         return Record(image=np.array(image), captions=self._captions[index], name=name, key=self.key(index))
+
+    def describe(self, names: frozenset[str]) -> Iterator[dict[str, object]]:
+        """Yield the columns `names` of every record; see `filters.DescribedSource`."""
+        stored = names - MEASURED
+        found: dict[str, dict[str, object]] = {}
+        if stored:
+            for image, cells in find_columns(self._folder, self._names, sorted(_walk(self._folder, self._cannot_list))):
+                found.setdefault(image, {}).update((name, cells[name]) for name in stored & cells.keys())
+        for name in self._names:
+            size = image_size(self._folder / name) if names & MEASURED else None
+            yield found.get(name, {}) | measures(size, names)
+
+    def columns(self) -> list[str]:
+        """Return the names of all columns."""
+        files = sorted(_walk(self._folder, self._cannot_list))
+        return list({name: None for _, cells in find_columns(self._folder, self._names, files) for name in cells})
 
     def _cannot_list(self, error: OSError) -> None:
         name = Path(error.filename).relative_to(self._folder).as_posix()

@@ -3,8 +3,8 @@
     "0.7 * shards/{000..099}.tar + 0.3 * photos"      weights; they need not add up to 1
     "shards/{000..099}.tar + photos"                  by their sizes: each record once
 
-(1) L = max_i n_i / w_i                               records in an epoch, over parts of n_i records and weights w_i, sum 1
-(2) c_i = round(w_i L)                                of them from part i: its records in turn, again and again
+(1) L = max_i n_i / w_i            records in an epoch, of parts with n_i records and weights w_i that add up to 1
+(2) c_i = round(w_i L)             of them from part i: its records in turn, again and again
 
 so in an epoch every record of every part is there at least once, and those of the part that has most for its weight
 once.

@@ -42,12 +42,14 @@ class Row:
         file_name: as it is written; None where it cannot be told.
         captions: alternatives.
         fault: what is wrong, as in "has no text"; None for a row that can be used.
+        cells: all of the row by column.
     """
 
     line: int
     file_name: str | None = None
     captions: tuple[str, ...] = ()
     fault: str | None = None
+    cells: JsonDict = dataclasses.field(default_factory=dict, repr=False)
 
 
 class UnreadableError(Exception):
@@ -200,7 +202,7 @@ def _row(line: int, cells: JsonDict) -> Row:
     if len(captions) < len(several):
         found = f"has {reprlib.repr(given)} as its {column}, not a string or a list of them"
         return Row(line=line, file_name=file_name, fault=found)
-    return Row(line=line, file_name=file_name, captions=captions, fault=caption_fault(column, captions))
+    return Row(line=line, file_name=file_name, captions=captions, fault=caption_fault(column, captions), cells=cells)
 
 
 def caption_fault(name: str, captions: Sequence[str]) -> str | None:

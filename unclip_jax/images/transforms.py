@@ -53,6 +53,15 @@ def read_image(file: str | Path | bytes, *, name: str | None = None) -> Image.Im
         raise BrokenImageError(f"{name}: cannot be read ({reason}); replace the file") from error
 
 
+def image_size(file: str | Path | bytes) -> tuple[int, int] | None:
+    """Return width and height in px as stored, from no more than the header; None for what Pillow cannot open."""
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            return image.size
+    except Exception:  # as above
+        return None
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to upright RGB of 8 bits.
 
