@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from pathlib import PurePosixPath
 from typing import Any
 
 import tyro
@@ -18,9 +19,10 @@ from .recipes import RECIPES
 
 
 def read(stage: str, description: str | None) -> Config:
-    """Read `RECIPE [--process {edm,flow}] [--field.sub value]`, and join the processes of the run.
+    """Read `RECIPE [--name NAME] [--process {edm,flow}] [--field.sub value]`, and join the processes of the run.
 
-    With `--start-from` the recipe has the network, the process and more of these weights; other options come on top.
+    `--name` puts a recipe's runs into runs/NAME, where one finds the CLIP of another. With `--start-from` the recipe
+    has the network, the process and more of these weights; other options come on top.
     """
     recipes = RECIPES[stage]
     name = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -28,8 +30,8 @@ def read(stage: str, description: str | None) -> Config:
         raise UserError(f"no recipe given; name one first, then options: {', '.join(recipes)}")
     if name not in recipes and not name.startswith("-"):
         raise UserError(f"no recipe {name!r} for the {stage}; {suggest(name, list(recipes))}")
-    process = _process(sys.argv)
-    configs = {each: recipe() for each, recipe in recipes.items()}
+    process, project = _process(sys.argv), _take(sys.argv, "--name")
+    configs = {each: _with_name(recipe(), project) for each, recipe in recipes.items()}
     if (start := _option(sys.argv, "--start-from")) and name in configs:
         configs[name] = _with_weights(configs[name], start, sys.argv)
     form = tyro.extras.subcommand_type_from_defaults(
@@ -60,21 +62,43 @@ def _option(arguments: list[str], name: str) -> str | None:
     return None
 
 
+def _with_name(config: Config, name: str | None) -> Config:
+    """The recipe with its runs, which are in runs/SOMETHING, in runs/NAME: its own, and that of its CLIP."""
+    if name is None:
+        return config
+    if not name or name.startswith((".", "-")) or set(name) & set("/\\"):
+        raise UserError(f"--name is {name!r}; give a name for a folder, such as birds")
+    folder = PurePosixPath(config.run.workdir).parent
+
+    def renamed(where: str) -> str:
+        path = PurePosixPath(where)
+        return str(folder.with_name(name) / path.name) if path.parent == folder else where
+
+    run = dataclasses.replace(config.run, workdir=renamed(config.run.workdir))
+    paths = {encoder: renamed(where) for encoder, where in config.encoder_paths().items()}
+    return dataclasses.replace(config, run=run, **paths)  # pyright: ignore[reportArgumentType]
+
+
 PROCESSES = {"edm": EDMSpec(), "flow": FlowSpec()}
 
 
 def _process(arguments: list[str]) -> AnyProcessSpec | None:
     """What `--process NAME`, which is taken out, asks for instead of the recipe's own process."""
+    name = _take(arguments, "--process")
+    if name is not None and name not in PROCESSES:
+        raise UserError(f"--process is {name!r}; choose {' or '.join(PROCESSES)}, or leave it out for the recipe's")
+    return None if name is None else PROCESSES[name]
+
+
+def _take(arguments: list[str], wanted: str) -> str | None:
+    """Take an option out, and return its value; "" where it has none."""
     for index, word in enumerate(arguments):
-        option, equals, name = word.partition("=")
-        if option != "--process":
-            continue
-        if not equals:
-            name = arguments[index + 1] if index + 1 < len(arguments) else ""
-        if name not in PROCESSES:
-            raise UserError(f"--process is {name!r}; choose {' or '.join(PROCESSES)}, or leave it out for the recipe's")
-        del arguments[index : index + (1 if equals else 2)]
-        return PROCESSES[name]
+        option, equals, value = word.partition("=")
+        if option == wanted:
+            if not equals:
+                value = arguments[index + 1] if index + 1 < len(arguments) else ""
+            del arguments[index : index + (1 if equals else 2)]
+            return value
     return None
 
 

@@ -1,6 +1,8 @@
 """Train CLIP: an image and a text encoder with a common space. The other stages are conditioned on it.
 
-python -m train.clip RECIPE [--field.sub value]
+python -m train.clip RECIPE [--name NAME] [--field.sub value]
+
+--name puts the run into runs/NAME, where the other stages find it.
 """
 
 from unclip_jax.core.errors import run_cli

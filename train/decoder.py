@@ -1,7 +1,8 @@
 """Train the decoder: from CLIP's embedding of an image, and its caption, to pixels. Needs a trained CLIP.
 
-python -m train.decoder RECIPE [--process {edm,flow}] [--field.sub value]
+python -m train.decoder RECIPE [--name NAME] [--process {edm,flow}] [--field.sub value]
 
+--name puts the run into runs/NAME, where it finds the CLIP of that name.
 --process trains for another diffusion than the recipe's; its own settings are then --process.NAME.
 """
 

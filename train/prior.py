@@ -1,7 +1,8 @@
 """Train the prior: from a caption to CLIP's embedding of an image of it. Needs a trained CLIP.
 
-python -m train.prior RECIPE [--process {edm,flow}] [--field.sub value]
+python -m train.prior RECIPE [--name NAME] [--process {edm,flow}] [--field.sub value]
 
+--name puts the run into runs/NAME, where it finds the CLIP of that name.
 --process trains for another diffusion than the recipe's; its own settings are then --process.NAME.
 """
 

@@ -1,7 +1,8 @@
 """Train an upsampler: from a small image to a larger one. Needs images only.
 
-python -m train.upsampler RECIPE [--process {edm,flow}] [--field.sub value]
+python -m train.upsampler RECIPE [--name NAME] [--process {edm,flow}] [--field.sub value]
 
+--name puts the run into runs/NAME, where those of the other stages are.
 --process trains for another diffusion than the recipe's; its own settings are then --process.NAME.
 """
 

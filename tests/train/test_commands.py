@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.test_folder import write_captioned
 from tests.helpers import assert_trees_equal
 from train import cli
-from train.recipes import RECIPES, tiny
+from train.recipes import RECIPES, finetune, tiny
 from unclip_jax.bundle import load
 from unclip_jax.core.config import to_json
 from unclip_jax.core.errors import run_cli
@@ -60,8 +61,8 @@ def assert_one_line(result, line):
     ("words", "line"),
     [
         (["tinny"], "no recipe 'tinny' for the prior; did you mean 'tiny'?"),
-        (["nothing-like-it"], "no recipe 'nothing-like-it' for the prior; known are shapes, paper, tiny"),
-        ([], "no recipe given; name one first, then options: shapes, paper, tiny"),
+        (["nothing-like-it"], "no recipe 'nothing-like-it' for the prior; known are shapes, photos, "),
+        ([], "no recipe given; name one first, then options: shapes, photos"),
         (["--run.steps", "3", "tiny"], "no recipe given; name one first"),
         (["tiny", "--optim.learning-rat", "1"], "no option --optim.learning-rat; did you mean --optim.learning-rate?"),
         (["tiny", "--steps", "1"], "no option --steps; did you mean --run.steps?"),
@@ -70,6 +71,8 @@ def assert_one_line(result, line):
         (["tiny", "--optim.learning-rate", "-1"], "learning_rate is -1.0; it must be 0 or more"),
         (["tiny", "--process.prediction", "eps", "--process.zero-terminal-snr"], "process: zero_terminal_snr leaves"),
         (["tiny", "--sampling.steps", "2000"], "sampling: steps is 2000; choose 1 to 100"),
+        (["photos", "--name", "../birds"], "--name is '../birds'; give a name for a folder, such as birds"),
+        (["photos", "--name"], "--name is ''; give a name for a folder"),
         (["tiny", "--data.batch-size"], "missing value for argument '--data.batch-size'"),
     ],
 )  # fmt: skip
@@ -101,6 +104,41 @@ def test_a_recipe_that_starts_from_weights_has_their_sizes(command, trained, tin
     config = trained[-1]
     assert config.model.inpainting and config.process.TAG[1] == "flow"
     assert config.sampling.steps == 7 and config.clip == "x"
+
+
+def test_a_name_leads_through_all_stages(command, trained):
+    for stage in RECIPES:
+        assert command(stage, "photos", "--name", "birds", "--data.source", "x")[0] == 0
+    clip, prior, decoder, upsampler = trained
+    assert clip.run.workdir == prior.clip == decoder.clip == "runs/birds/clip"
+    workdirs = ["runs/birds/prior", "runs/birds/decoder", "runs/birds/upsampler"]
+    assert [config.run.workdir for config in (prior, decoder, upsampler)] == workdirs
+    # A CLIP that is not of the recipe's own runs stays, and what is asked for comes on top.
+    assert command("decoder", "finetune", "--name=birds")[0] == 0
+    assert (trained[-1].run.workdir, trained[-1].clip) == ("runs/birds/decoder", "demo")
+    assert command("prior", "photos", "--clip", "y", "--name", "birds", "--run.workdir", "z")[0] == 0
+    assert (trained[-1].run.workdir, trained[-1].clip) == ("z", "y")
+
+
+def test_fine_tuning_takes_its_sizes_from_the_weights(command, trained, tiny_folder, tiny_bundle, tmp_path):
+    for stage in ("clip", "prior", "decoder"):
+        words = ["finetune", "--start-from", tiny_folder, "--run.workdir", tmp_path / stage]
+        assert command(stage, *words)[0] == 0
+        config = trained[-1]
+        assert config.model == tiny_bundle.networks[stage] and config.start_from == str(tiny_folder)
+        assert config.optim == finetune.OPTIM and getattr(config, "clip", str(tiny_folder)) == str(tiny_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["clip", "prior"])
+def test_fine_tuning_at_rate_0_changes_nothing(command, tiny_folder, tiny_bundle, tmp_path, stage):
+    write_captioned(tmp_path / "photos", [f"{i}.png" for i in range(8)])
+    words = ["finetune", "--start-from", tiny_folder, "--run.workdir", tmp_path / "run", "--run.no-tensorboard"]
+    words += ["--data.source", tmp_path / "photos", "--data.batch-size", 8, "--run.steps", 2, "--run.sample-every", 0]
+    status, _, err = command(stage, *words, "--optim.learning-rate", 0)
+    assert status == 0, err
+    encoders = {name: each.params for name, each in tiny_bundle.encoders.items()}
+    assert_trees_equal(load_params(tmp_path / "run")[0], (encoders | tiny_bundle.params)[stage])
 
 
 def test_weights_to_start_from_that_are_not_there(command, trained, tmp_path):

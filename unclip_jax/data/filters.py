@@ -140,7 +140,9 @@ def measures(size: tuple[int, int] | None, names: frozenset[str]) -> dict[str, f
     """Return those of `side` and `aspect` that are asked for, of an image of this width and height in px."""
     if size is None or not min(size):
         return {}
-    return {name: value for name, value in (("side", float(min(size))), ("aspect", max(size) / min(size))) if name in names}
+    return {
+        name: value for name, value in (("side", float(min(size))), ("aspect", max(size) / min(size))) if name in names
+    }
 
 
 def _number(value: object) -> float:

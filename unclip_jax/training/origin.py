@@ -5,7 +5,7 @@ What belongs to them (`Belongings`) comes along: a run works with it, and a conf
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from unclip_jax.training.checkpoint import FOLDER, SavedMeta, load_params, newes
 from unclip_jax.training.stage_configs import Config
 from unclip_jax.training.statistics import normalisation
 from unclip_jax.training.workdir import open_folder
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,19 @@ class Origin:
                 f"{self.remedy.partition('or ')[2]}{'' if self.resumed else ', or measure others with --stats measure'}"
             )
         return own.inherit(theirs, self.whose, self.remedy)
+
+    def shape(self, config: AnyConfig) -> AnyConfig:
+        """Return a config with all that these weights decide as they have it: network, process, sampling settings, and
+        the encoders where it is known where they are. Of the network, what changes no number stays."""
+        found = self.belongings
+        fields: dict[str, Any] = dict(self.encoders)
+        if found.stage is not None:
+            fields |= config.of_weights(found.stage)
+        if hasattr(config, "sampling"):
+            fields["sampling"] = found.sampling or SamplingSettings()
+        if found.stats is not None:
+            fields["normalise"] = normalisation(found.stats)
+        return dataclasses.replace(config, **fields)  # pyright: ignore[reportArgumentType]
 
     def check(self, config: Config, stats: EmbeddingStats | None) -> None:
         """Refuse a config that contradicts the weights that a new run starts from; a resumed one is compared with its
@@ -146,22 +161,13 @@ def find_start(config: Config, where: str, writes: str | None = None) -> Origin:
 
 
 def starting_from(config: Config, where: str, writes: str | None = None) -> Config:
-    """Return a config that starts from weights, with all that they decide as they have it: network, process, sampling
-    settings, and the encoders where it is known where they are. Of the network, what changes no number stays.
+    """Return a config that starts from weights, with all that they decide as they have it, see `Origin.shape`.
 
     If the run has checkpoints already, these decide. `where` and `writes` are those of `find_start`. No device is
     touched, so that it may be called before the cluster is known.
     """
     origin = _of_own_run(config) or find_start(config, where, writes)
-    found = origin.belongings
-    fields: dict[str, Any] = {"start_from": where, **origin.encoders}
-    if found.stage is not None:
-        fields |= config.of_weights(found.stage)
-    if hasattr(config, "sampling"):
-        fields["sampling"] = found.sampling or SamplingSettings()
-    if found.stats is not None:
-        fields["normalise"] = normalisation(found.stats)
-    return dataclasses.replace(config, **fields)  # pyright: ignore[reportArgumentType]
+    return dataclasses.replace(origin.shape(config), start_from=where)  # pyright: ignore[reportArgumentType]
 
 
 def _of_own_run(config: Config) -> Origin | None:
