@@ -19,7 +19,8 @@ from unclip_jax.core import command_line
 from unclip_jax.core.errors import UserError, run_cli
 from unclip_jax.core.files import check_writable
 from unclip_jax.core.unicode import printable
-from unclip_jax.data import BatchSpec, DataConfig, Record, Source
+from unclip_jax.data import BatchSpec, DataConfig, Record
+from unclip_jax.data.records import KeyedSource
 from unclip_jax.data.survey import survey
 from unclip_jax.images.labels import captioned
 from unclip_jax.images.png import save_png
@@ -90,7 +91,7 @@ def main() -> None:
     print(f"{options.out}: {len(shown)} pictures")
 
 
-def _images_per_second(options: Options, source: Source) -> float:
+def _images_per_second(options: Options, source: KeyedSource) -> float:
     """Measure the pipeline, over as many batches as `examples` fill, after one that starts it."""
     data = options.data
     spec = BatchSpec(batch_size=data.batch_size, sizes=(options.size,), flip=data.flip, seed=data.seed)
@@ -103,10 +104,10 @@ def _images_per_second(options: Options, source: Source) -> float:
         return count * data.batch_size / (time.perf_counter() - start)
 
 
-def _left_out(source: Source) -> list[str]:
+def _left_out(source: KeyedSource) -> list[str]:
     """Return lines on what is bad, as far as it has been met."""
-    report = getattr(source, "report", dict)()
-    bad = report.get("bad", {})
+    bad = source.report()["bad"]
+    assert isinstance(bad, dict)
     lines = [f"  {printable(name)}: {printable(why)}" for name, why in list(bad.items())[:NAMED]]
     more = [f"  and {len(bad) - NAMED:,} more"] if len(bad) > NAMED else []
     return [f"left out as unusable, {len(bad):,}:", *lines, *more] if bad else ["nothing met that is unusable"]

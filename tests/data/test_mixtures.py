@@ -23,6 +23,9 @@ class Numbers:
     def __getitem__(self, index):
         return Record(image=IMAGE, captions=("",), name=self.key(index), key=self.key(index))
 
+    def report(self):
+        return {"images": self._count, "bad": {f"{self._name}-": "broken"}}
+
     def key(self, index):
         assert 0 <= index < self._count
         return f"{self._name}{index}"
@@ -35,7 +38,9 @@ def listed(source):
 
 
 def test_by_size_each_record_is_there_once():
-    found = listed(MixtureSource([Numbers("a", 3), Numbers("b", 5)], None))
+    source = MixtureSource([Numbers("a", 3), Numbers("b", 5)], None)
+    found = listed(source)
+    assert source.report() == {"images": 8, "bad": {"a-": "broken", "b-": "broken"}}
     assert found == Counter([*(f"a{i}" for i in range(3)), *(f"b{i}" for i in range(5))])
 
 

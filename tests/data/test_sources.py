@@ -7,7 +7,8 @@ from PIL import Image
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.data.config import DataConfig
-from unclip_jax.data.sources import Source, open_source
+from unclip_jax.data.records import Source
+from unclip_jax.data.sources import open_source
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.data.test_folder import write_captioned
 from unclip_jax.core.errors import UserError
-from unclip_jax.data import tar_index
+from unclip_jax.data import DataConfig, tar_index
 from unclip_jax.data.folder import FolderSource
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import open_source
@@ -227,3 +227,29 @@ def test_captions_are_missing_and_splits_too(tmp_path):
         open_source(str(file), "test", tmp_path)
     with pytest.raises(UserError, match="holds no images with captions"):
         TarSource([str(write_tar(tmp_path / "e.tar", []))])
+
+
+def test_what_a_tar_says_of_its_images_and_a_run_that_asks_for_some(tmp_path):
+    members = []
+    for number, side in enumerate([40, 8, 20, 30]):
+        cells = {"caption": f"a {number}", "aesthetic": number + 3, "punsafe": 0.5}
+        members += [(f"{number}.png", png(number, side)), (f"{number}.txt", f"a {number}".encode())]
+        members += [(f"{number}.json", json.dumps(cells).encode())] if number != 2 else []
+    write_tar(tmp_path / "s.tar", members)
+    source = TarSource([str(tmp_path / "s.tar")])
+    assert list(source.describe(frozenset(["aesthetic", "side"]))) == [
+        {"aesthetic": 3, "side": 40.0},
+        {"aesthetic": 4, "side": 8.0},
+        {"side": 20.0},
+        {"aesthetic": 6, "side": 30.0},
+    ]
+    assert source.columns() == ["caption", "aesthetic", "punsafe"]
+    write_captioned(tmp_path / "photos", [f"{i}.png" for i in range(3)])
+    where = ("aesthetic >= 4", "side > 8")
+    config = DataConfig(source=str(tmp_path / "s.tar"), batch_size=1, where=where)
+    assert listed(config.open(captions=True)) == [("s.tar/3", "a 3")]
+    mixed = f"{tmp_path}/s.tar + {tmp_path}/photos"
+    opened = DataConfig(source=mixed, batch_size=1).open(captions=True)
+    assert len(opened) == 7 and opened[6].key == "2" and opened.report() == {"images": 7, "bad": {}}
+    opened = DataConfig(source=f"3 * {tmp_path}/s.tar + 1 * {tmp_path}/photos", batch_size=1).open(captions=True)
+    assert len(opened) == 12 and [opened.key(i) for i in range(9, 12)] == ["0", "1", "2"]

@@ -5,8 +5,11 @@ from collections.abc import Generator
 
 import numpy as np
 
+from unclip_jax.data.filters import Condition, DescribedSource, FilteredSource
+from unclip_jax.data.mixtures import MixtureSource, parts_of
 from unclip_jax.data.pipeline import BatchSpec, batches
-from unclip_jax.data.sources import Source, open_source
+from unclip_jax.data.records import KeyedSource, Source
+from unclip_jax.data.sources import open_source
 from unclip_jax.text.tokenizer import Tokenizer
 
 RESUMABLE_DATA_FIELDS = ("data.data_dir", "data.num_workers", "data.num_threads", "data.max_bad_share")
@@ -19,7 +22,11 @@ class DataConfig:
 
     source: str = "captioned_shapes"
     """"captioned_shapes"; a folder of images with captions (x.jpg + x.txt, metadata.jsonl or metadata.csv) or of tar
-    files; or tar files as WebDataset and img2dataset write them: "shards/{000..099}.tar", "a/*.tar::b/*.tar"."""
+    files; or tar files as WebDataset and img2dataset write them: "shards/{000..099}.tar", "a/*.tar::b/*.tar". Several
+    as a mixture: "0.7 * shards/*.tar + 0.3 * photos", or without weights, each record once."""
+    where: tuple[str, ...] = ()
+    """Conditions on what is stored with a record, all of which it has to meet: "aesthetic >= 5", "license == CC0"; and
+    on its image, "side >= 256" (px, the shorter one), "aspect <= 2" (the longer over the shorter)."""
     split: str = "train"
     """"train", "test" (of a folder), "test_seen" or "test_unseen" (of captioned_shapes)."""
     data_dir: str = "data"
@@ -43,10 +50,18 @@ class DataConfig:
     resolution: int = 128
     """Side in pixels of captioned_shapes' images."""
 
-    def open(self, *, captions: bool) -> Source:
+    def open(self, *, captions: bool) -> KeyedSource:
         """Open the source of records; raise UserError where there is none, or too much of it is broken."""
+        conditions = [Condition.parse(text) for text in self.where]
+        names, weights = parts_of(self.source)
+        parts = [self._open(name, captions) for name in names]
+        if conditions:
+            parts = [FilteredSource(part, conditions) for part in parts]
+        return parts[0] if len(parts) == 1 else MixtureSource(parts, weights)
+
+    def _open(self, name: str, captions: bool) -> DescribedSource:
         return open_source(
-            self.source,
+            name,
             self.split,
             self.data_dir,
             resolution=self.resolution,

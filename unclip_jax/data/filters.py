@@ -23,7 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.data.records import KeyedSource, Record
+from unclip_jax.data.records import KeyedSource, Record, Report
 
 ANNOUNCED = 100_000
 MEASURED = frozenset({"side", "aspect"})
@@ -126,6 +126,10 @@ class FilteredSource:
     def key(self, index: int) -> str:
         """Return the key of a record."""
         return self._source.key(int(self._kept[index]))
+
+    def report(self) -> Report:
+        """Report what the source does, less what does not pass."""
+        return self._source.report() | {"images": len(self)}
 
     @property
     def left_out(self) -> Mapping[str, int]:

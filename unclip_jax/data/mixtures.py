@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.data.records import KeyedSource, Record
+from unclip_jax.data.records import KeyedSource, Record, Report
 
 MOST_RECORDS = 1 << 40
 _PART = re.compile(r"(?:(?P<weight>[0-9.]+)\s*\*\s*)?(?P<name>.+)", re.DOTALL)
@@ -55,6 +55,15 @@ class MixtureSource:
         """Return the key of a record."""
         part, own = self._place(index)
         return self._parts[part].key(own)
+
+    def report(self) -> Report:
+        """Report what the parts do, together."""
+        bad: dict[str, str] = {}
+        for each in self._parts:
+            found = each.report()["bad"]
+            assert isinstance(found, dict)
+            bad |= found
+        return {"images": int(self._sizes.sum()), "bad": bad}
 
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -34,9 +34,17 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+Report = dict[str, int | dict[str, str]]
+"""{"images": how many there are, "bad": {what is left out as unusable, as far as it was met: why}}"""
+
+
 class KeyedSource(Source, Protocol):
     """A source that knows its records' keys without reading them."""
 
     def key(self, index: int) -> str:
         """Return the key of a record."""
+        ...
+
+    def report(self) -> Report:
+        """Report what there is, and what was left out so far."""
         ...

@@ -12,7 +12,7 @@ import sys
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.unicode import printable
-from unclip_jax.data.records import Record
+from unclip_jax.data.records import Record, Report
 from unclip_jax.images.transforms import BrokenImageError
 
 NAMED = 10
@@ -75,8 +75,8 @@ class SkippingSource(abc.ABC):
                 self._leave_out(name, str(error).removeprefix(f"{name}: "))
         raise UserError(f"{self._where} has no record that can be used: {self.named(3)}")
 
-    def report(self) -> dict[str, int | dict[str, str]]:
-        """Report what there is, and what was left out so far: {"images": int, "bad": {record: reason}}."""
+    def report(self) -> Report:
+        """Report what there is, and what was left out so far."""
         return {"images": self._total - self._num_bad, "bad": dict(sorted(self._bad.items()))}
 
     def _leave_out(self, name: str, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import numpy as np
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.extras import needs
 from unclip_jax.core.unicode import printable
+from unclip_jax.data.filters import MEASURED, DescribedSource, measures
 from unclip_jax.data.folder import FolderSource
-from unclip_jax.data.records import Record, Source
+from unclip_jax.data.records import Record, Report
 from unclip_jax.data.tables import TABLES
 from unclip_jax.data.tars import TarSource, shards_of
 from unclip_jax.images.files import IMAGE_SUFFIXES
-from unclip_jax.images.transforms import read_image
+from unclip_jax.images.transforms import image_size, read_image
 
 HELD_OUT = ("val", "valid", "validation", "dev")
 """Names of folders that are not meant for training."""
@@ -58,6 +60,21 @@ class ShapesSource:
         """Return the key of a record, its name."""
         return self._records[index]["name"].decode()
 
+    def report(self) -> Report:
+        """Report what there is; nothing is left out."""
+        return {"images": len(self), "bad": {}}
+
+    def describe(self, names: frozenset[str]) -> Iterator[dict[str, object]]:
+        """Yield the columns `names` of every record; see `filters.DescribedSource`."""
+        for index in range(len(self)):
+            features = self._records[index]
+            found: dict[str, object] = {} if "name" not in names else {"name": features["name"].decode()}
+            yield found | (measures(image_size(features["image"]), names) if names & MEASURED else {})
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns."""
+        return ["name"]
+
 
 def open_source(
     name_or_folder: str | Path,
@@ -70,7 +87,7 @@ def open_source(
     max_bad_share: float = 0.01,
     min_side: int = 8,
     captions: bool = True,
-) -> Source:
+) -> DescribedSource:
     """Open a dataset by name, a folder of captioned images, or tar files of them.
 
     Args:

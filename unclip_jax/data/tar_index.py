@@ -31,17 +31,18 @@ from unclip_jax.images.files import IMAGE_SUFFIXES
 BLOCK = 512
 MOST_EXTENDED = 1 << 20
 """Bytes of a long name, or of pax records, that are read."""
-VERSION = 1
+VERSION = 2
 CAPTIONS = ("", ".txt", ".json")
 """Suffixes of captions by their number in an index, 0 for none."""
+PARTS = ("image_at", "image_bytes", "caption_at", "caption_bytes", "json_at", "json_bytes")
 ROW = np.dtype(
     {
-        "names": ["shard", "image_at", "image_bytes", "caption", "caption_at", "caption_bytes", "key_end"],
-        "formats": ["i4", "i8", "i8", "i1", "i8", "i8", "i8"],
+        "names": ["shard", "key_end", "caption", *PARTS],
+        "formats": ["i4", "i8", "i1", *["i8"] * len(PARTS)],
     }
 )
-"""Of one record: the number of its file, where its image and its caption are, the number of the caption's suffix in
-`CAPTIONS`, and where its key ends among all keys."""
+"""Of one record: the number of its file, where its key ends among all keys, the number of the caption's suffix in
+`CAPTIONS`, and where its image, its caption and its .json are; 0 bytes where there is none."""
 PARALLEL = 1 << 28
 """Bytes of shards from which reading their headers is worth several processes."""
 
@@ -102,7 +103,7 @@ def read_index(shards: Sequence[str], cache_dir: str | Path | None = None) -> Ta
 
 def records_of(shard: str) -> tuple[np.ndarray, list[str], dict[str, str]]:
     """Return the records of one tar file as rows of `ROW`, their keys, and what is no record with the reason."""
-    rows: list[tuple[int, int, int, int, int]] = []
+    rows: list[tuple[int, ...]] = []
     keys: list[str] = []
     faults: dict[str, str] = {}
     seen: set[str] = set()
@@ -114,9 +115,10 @@ def records_of(shard: str) -> tuple[np.ndarray, list[str], dict[str, str]]:
             return
         images = [member for suffix, member in parts.items() if suffix.endswith(IMAGE_SUFFIXES)]
         kind = next((number for number, suffix in enumerate(CAPTIONS) if number and suffix in parts), 0)
-        caption = parts.get(CAPTIONS[kind], Member("", 0, 0))
+        caption, cells = (parts.get(suffix, Member("", 0, 0)) for suffix in (CAPTIONS[kind], ".json"))
         if len(images) == 1 and key not in seen:
-            rows.append((images[0].at, images[0].size, kind, caption.at, caption.size))
+            places = (number for member in (images[0], caption, cells) for number in (member.at, member.size))
+            rows.append((kind, *places))
             keys.append(key)
         elif images or kind:
             why = "its key is there twice" if len(images) == 1 else "several images" if images else "no image"
@@ -135,10 +137,9 @@ def records_of(shard: str) -> tuple[np.ndarray, list[str], dict[str, str]]:
             parts[f".{suffix.lower()}"] = member
         finish()
     table = np.zeros(len(rows), ROW)
-    for column, values in zip(
-        ("image_at", "image_bytes", "caption", "caption_at", "caption_bytes"), zip(*rows, strict=True), strict=False
-    ):
-        table[column] = values
+    if rows:
+        for column, values in zip(("caption", *PARTS), zip(*rows, strict=True), strict=True):
+            table[column] = values
     return table, keys, faults
 
 

@@ -12,20 +12,24 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.data.captions import MOST_BYTES, NO_CAPTION
+from unclip_jax.core.typing import JsonDict
+from unclip_jax.data.captions import MOST_BYTES, NO_CAPTION, cells_of
+from unclip_jax.data.filters import MEASURED, measures
 from unclip_jax.data.records import Record
 from unclip_jax.data.skipping import BadRecordError, SkippingSource, check_limits
 from unclip_jax.data.tables import caption_fault
 from unclip_jax.data.tar_index import CAPTIONS, read_index
-from unclip_jax.images.transforms import read_image
+from unclip_jax.images.transforms import image_size, read_image
 
 MOST_IMAGE_BYTES = 1 << 28
+HEADER_BYTES = 1 << 14
+"""Of an image, in which most say how large they are."""
 MOST_SHARDS = 1_000_000
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -84,6 +88,33 @@ class TarSource(SkippingSource):
     def _place(self, number: int) -> str:
         shard = self._index.shards[self._index.rows["shard"][number]]
         return f"{os.path.basename(shard)}/{self._index.key(number)}"
+
+    def describe(self, names: frozenset[str]) -> Iterator[dict[str, object]]:
+        """Yield the columns `names` of every record, from its .json; see `filters.DescribedSource`."""
+        for number in self._records.tolist():
+            cells = self._cells(number) if names - MEASURED else {}
+            found: dict[str, object] = {name: cells[name] for name in names & cells.keys()}
+            yield found | (measures(self._size(number), names) if names & MEASURED else {})
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns of the first record."""
+        return list(self._cells(int(self._records[0])))
+
+    def _cells(self, number: int) -> JsonDict:
+        row = self._index.rows[number]
+        if not 0 < row["json_bytes"] <= MOST_BYTES:
+            return {}
+        with open(self._index.shards[row["shard"]], "rb") as shard:
+            return cells_of(os.pread(shard.fileno(), int(row["json_bytes"]), int(row["json_at"])))
+
+    def _size(self, number: int) -> tuple[int, int] | None:
+        row = self._index.rows[number]
+        with open(self._index.shards[row["shard"]], "rb") as shard:
+            for most in (HEADER_BYTES, MOST_IMAGE_BYTES):
+                data = os.pread(shard.fileno(), min(int(row["image_bytes"]), most), int(row["image_at"]))
+                if (size := image_size(data)) is not None or len(data) == row["image_bytes"]:
+                    return size
+        return None
 
     def read(self, index: int) -> Record:
         row, name = self._index.rows[self._records[index]], self.name(index)

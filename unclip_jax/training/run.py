@@ -16,7 +16,7 @@ import numpy as np
 from unclip_jax.core.errors import UserError
 from unclip_jax.data.config import RESUMABLE_DATA_FIELDS
 from unclip_jax.data.pipeline import BatchSpec
-from unclip_jax.data.sources import Source
+from unclip_jax.data.records import Source
 from unclip_jax.models.experts import TimestepExperts
 from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training import loop, remarks
