@@ -192,8 +192,10 @@ def test_ddim(schedule, prediction, spacing, steps, eta):
 
 
 def test_ddim_where_float32_does_not_suffice():
-    """1 - alpha_bar_prev - sigma^2, of the size of 1e-7, in their first step; and sigma in the last few of 1000. How far
-    they are off there is a matter of a rounding or two, so of the processor; that it is float32's doing is not."""
+    """1 - alpha_bar_prev - sigma^2, of the size of 1e-7, in their first step; and sigma in the last few of 1000.
+
+    How far they are off there is a matter of a rounding or two, so of the processor; that it is float32's doing is not.
+    """
     for case in (("cosine", "v", "trailing", 25, 1.0), ("cosine", "x0", "leading", 1000, 1.0)):
         assert max(ddim_errors(*case, double=True)) < 1e-6 < max(ddim_errors(*case)) < 1e-4
 
