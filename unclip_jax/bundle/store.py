@@ -27,6 +27,7 @@ from unclip_jax.core.reading import parse_json, read_text
 from unclip_jax.core.typing import Params
 from unclip_jax.diffusion.samplers import X0Variance
 from unclip_jax.models.base import Network
+from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.parameters import check_finite, flatten, identity, unflatten
 from unclip_jax.stages.diffusion import DiffusionStage
 from unclip_jax.stages.encoders import Encoder
@@ -105,6 +106,7 @@ def load(
     parts: Collection[str] | None = None,
     dtype: DTypeLike = jnp.float32,
     weights: bool = True,
+    towers: Collection[str] | None = None,
 ) -> System:
     """Read a bundle, weights straight from the mapped files into arrays on the default device.
 
@@ -113,6 +115,7 @@ def load(
         parts: the encoders and stages whose weights are read, "clip" or "upsampler_0"; all by default.
         dtype: what the weights become. The statistics of z_i are float32 always.
         weights: False checks the files as always but reads no weights.
+        towers: of a CLIP those whose weights are read, "image" and "text", see `CLIPSpec.only`; all by default.
 
     Raises:
         UserError: if there is no such bundle or part, if a file is missing, damaged or not as it was written, if its
@@ -126,24 +129,35 @@ def load(
             raise UserError(f"bundle {config.name} has no part {name}; {suggest(name, names)}")
     wanted = [name for name in names if parts is None or name in parts]
     with as_written(folder, config, wanted if weights else ()):
-        return _load(folder, config, wanted, dtype, weights)
+        return _load(folder, config, wanted, dtype, weights, towers)
 
 
-def _load(folder: Path, config: BundleConfig, wanted: Collection[str], dtype: DTypeLike, weights: bool) -> System:
+def _load(
+    folder: Path,
+    config: BundleConfig,
+    wanted: Collection[str],
+    dtype: DTypeLike,
+    weights: bool,
+    towers: Collection[str] | None,
+) -> System:
     system = _system(config, _read_tokenizer(folder, config), _sha256(folder / CONFIG))
     check_fit(system)
-    params, stats, basis = {}, None, None
+    params, parts, stats, basis = {}, dict[str, Network](), None, None
     for name, network in system.networks.items():
         if name not in wanted:
             continue
         path = folder / f"{name}.safetensors"
-        params[name] = _read_params(network, path, dtype, weights)
+        parts[name] = network
+        if towers is not None and isinstance(network, CLIPSpec):
+            parts[name] = network.only(towers)
+        params[name] = _read_params(network, path, dtype, weights, None if parts[name] is network else parts[name])
         if name in system.stages and system.stages[name].needs_stats:
             stats = jax.tree.map(jnp.asarray, _read_stats(path, network))
         if name == "clip" and BASIS in config.files:
             basis = _read_basis(folder / BASIS, network)
     encoders = {
-        name: Encoder(network=each.network, params=params.get(name, {})) for name, each in system.encoders.items()
+        name: Encoder(network=parts.get(name, each.network), params=params.get(name, {}))
+        for name, each in system.encoders.items()
     }
     own = {name: params[name] for name in system.stages if name in params and weights}
     return dataclasses.replace(system, encoders=encoders, params=own, stats=stats, basis=basis)
@@ -325,13 +339,15 @@ def _read_basis(path: Path, network: Network) -> Basis:
     return Basis(**{name: jnp.asarray(value) for name, value in basis.items()})
 
 
-def _read_params(network: Network, path: Path, dtype: DTypeLike, weights: bool) -> Params:
+def _read_params(network: Network, path: Path, dtype: DTypeLike, weights: bool, part: Network | None) -> Params:
+    """Read the weights of a network, or of a `part` of it."""
     with open_safetensors(path, "the bundle") as file:
         found = {name: shape for name, shape in shapes_in(file).items() if not name.startswith(STATS)}
         check_tensors(str(path), found, _shapes(network))
         if not weights:
             return {}
-        return unflatten({name: _read_tensor(path, name, file, jnp.dtype(dtype)) for name in found})
+        names = found if part is None else _shapes(part)
+        return unflatten({name: _read_tensor(path, name, file, jnp.dtype(dtype)) for name in names})
 
 
 def _read_tensor(path: Path, name: str, file: safe_open, dtype: np.dtype) -> jax.Array:

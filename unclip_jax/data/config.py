@@ -5,13 +5,18 @@ from collections.abc import Generator
 
 import numpy as np
 
+from unclip_jax.core.errors import UserError
 from unclip_jax.data.filters import Condition, DescribedSource, FilteredSource
 from unclip_jax.data.mixtures import MixtureSource, parts_of
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.records import KeyedSource, Source
 from unclip_jax.data.sources import open_source
+from unclip_jax.data.store_sources import JoinedSource, StoreSource
+from unclip_jax.data.stores import EmbeddingStore
 from unclip_jax.text.tokenizer import Tokenizer
 
+STORE = "store:"
+"""Before the folder of a store, as a source."""
 RESUMABLE_DATA_FIELDS = ("data.data_dir", "data.num_workers", "data.num_threads", "data.max_bad_share")
 """What a resumed run may change about its data."""
 
@@ -23,7 +28,12 @@ class DataConfig:
     source: str = "captioned_shapes"
     """"captioned_shapes"; a folder of images with captions (x.jpg + x.txt, metadata.jsonl or metadata.csv) or of tar
     files; or tar files as WebDataset and img2dataset write them: "shards/{000..099}.tar", "a/*.tar::b/*.tar". Several
-    as a mixture: "0.7 * shards/*.tar + 0.3 * photos", or without weights, each record once."""
+    as a mixture: "0.7 * shards/*.tar + 0.3 * photos", or without weights, each record once. Or "store:FOLDER":
+    embeddings that `python -m train.encode` or others computed, with captions and without images."""
+    embeddings: str = ""
+    """A store of embeddings, whose z_i are joined to the images by their keys, instead of encoding these anew."""
+    store_clip: str = ""
+    """The CLIP, a workdir or a bundle, that a store is of which does not say so itself."""
     where: tuple[str, ...] = ()
     """Conditions on what is stored with a record, all of which it has to meet: "aesthetic >= 5", "license == CC0"; and
     on its image, "side >= 256" (px, the shorter one), "aspect <= 2" (the longer over the shorter)."""
@@ -50,14 +60,41 @@ class DataConfig:
     resolution: int = 128
     """Side in pixels of captioned_shapes' images."""
 
-    def open(self, *, captions: bool) -> KeyedSource:
-        """Open the source of records; raise UserError where there is none, or too much of it is broken."""
+    @property
+    def alone(self) -> bool:
+        """Whether the source is a store of embeddings."""
+        return self.source.startswith(STORE)
+
+    def open_store(self) -> EmbeddingStore | None:
+        """Open the store of embeddings; None where the config names none, UserError where there is none."""
+        if self.alone and self.embeddings:
+            raise UserError("the source is a store of embeddings already; leave out --data.embeddings")
+        if not (self.alone or self.embeddings) and self.store_clip:
+            raise UserError("there is no store of embeddings; leave out --data.store-clip")
+        folder = self.source.removeprefix(STORE) if self.alone else self.embeddings
+        return EmbeddingStore(folder) if folder else None
+
+    def open(self, *, captions: bool, images: bool = True, store: EmbeddingStore | None = None) -> KeyedSource:
+        """Open the source of records; raise UserError where there is none, or too much of it is broken.
+
+        Args:
+            captions: False takes images alone.
+            images: whether the run needs them.
+            store: that of `open_store`, once it is known to fit the run.
+        """
         conditions = [Condition.parse(text) for text in self.where]
+        if self.alone:
+            if images or store is None:
+                line = f"{self.source} has no images, and this run needs them"
+                raise UserError(f"{line}; give them as --data.source, and the store as --data.embeddings")
+            rows = StoreSource(store, max_bad_share=self.max_bad_share, captions=captions)
+            return FilteredSource(rows, conditions) if conditions else rows
         names, weights = parts_of(self.source)
         parts = [self._open(name, captions) for name in names]
         if conditions:
             parts = [FilteredSource(part, conditions) for part in parts]
-        return parts[0] if len(parts) == 1 else MixtureSource(parts, weights)
+        source = parts[0] if len(parts) == 1 else MixtureSource(parts, weights)
+        return source if store is None else JoinedSource(source, store, max_bad_share=self.max_bad_share)
 
     def _open(self, name: str, captions: bool) -> DescribedSource:
         return open_source(
@@ -78,6 +115,7 @@ class DataConfig:
         crop: int | None = None,
         context: int | None = None,
         negatives: tuple[str, ...] = (),
+        embeddings: tuple[tuple[str, int], ...] = (),
     ) -> BatchSpec:
         """Describe batches of images of these sizes, and more; see `BatchSpec`."""
         return BatchSpec(
@@ -86,6 +124,7 @@ class DataConfig:
             crop=crop,
             context=context,
             negatives=negatives,
+            embeddings=embeddings,
             flip=self.flip,
             seed=self.seed,
         )

@@ -36,6 +36,7 @@ class BatchSpec:
         context: tokens per caption, keys "tokens" int32 and "mask" bool [b context]; None for no captions.
         negatives: groups of words for `hard_negative`, keys "negative_tokens" int32 [b context] and "has_negative"
             bool [b]; () for none.
+        embeddings: names of the precomputed embeddings, "z_i" and "z_t", and their width: keys float32 [b d].
         flip: mirrors half of the examples.
         seed: of the order, the crops, the flips, the captions and the negatives.
     """
@@ -45,6 +46,7 @@ class BatchSpec:
     crop: int | None = None
     context: int | None = None
     negatives: tuple[str, ...] = ()
+    embeddings: tuple[tuple[str, int], ...] = ()
     flip: bool = False
     seed: int = 0
 
@@ -53,10 +55,13 @@ class BatchSpec:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it must be 0 or more")
-        if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
+        some = self.sizes or self.embeddings
+        if not some or min(self.sizes, default=1) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise UserError(f"sizes is {self.sizes}; give one or more different sizes in px")
-        if self.crop is not None and not 1 <= self.crop <= max(self.sizes):
-            raise UserError(f"crop is {self.crop}; give 1 ... {max(self.sizes)}, the largest of sizes")
+        if self.crop is not None and not 1 <= self.crop <= max(self.sizes, default=0):
+            raise UserError(f"crop is {self.crop}; give 1 ... {max(self.sizes, default=0)}, the largest of sizes")
+        if self.flip and self.embeddings:
+            raise UserError("stored embeddings are those of the images as they are; leave out --data.flip")
 
     def arrays(self, process_count: int = 1) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Return the shape and type of every array in one host's batch."""
@@ -71,7 +76,7 @@ class BatchSpec:
             shapes |= {"tokens": tokens, "mask": ((rows, self.context), np.dtype(bool))}
             if self.negatives:
                 shapes |= {"negative_tokens": tokens, "has_negative": ((rows,), np.dtype(bool))}
-        return shapes
+        return shapes | {name: ((rows, width), np.dtype(np.float32)) for name, width in self.embeddings}
 
 
 def batches(
@@ -118,7 +123,7 @@ def batches(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, num_threads))
     )
     if num_workers:
-        _mark_flags_as_parsed()
+        mark_flags_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     whole = dataset
 
@@ -134,10 +139,14 @@ def batches(
 def _example(
     record: Record, rng: np.random.Generator, *, spec: BatchSpec, tokenizer: Tokenizer | None
 ) -> dict[str, np.ndarray]:
-    image = square_crop(Image.fromarray(record.image))
-    if spec.flip and rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    example = {f"image_{size}": np.array(resize(image, size)) for size in spec.sizes}
+    example: dict[str, np.ndarray] = {}
+    if spec.sizes:
+        image = square_crop(Image.fromarray(record.image))
+        if spec.flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        example = {f"image_{size}": np.array(resize(image, size)) for size in spec.sizes}
+    for name, _ in spec.embeddings:
+        example[name] = getattr(record, name)
     if spec.crop is not None:
         whole = example.pop(f"image_{max(spec.sizes)}")
         top, left = rng.integers(0, max(spec.sizes) - spec.crop, size=2, endpoint=True)
@@ -159,7 +168,7 @@ def _example(
     return example
 
 
-def _mark_flags_as_parsed() -> None:
+def mark_flags_as_parsed() -> None:
     """Mark absl's flags as parsed: Grain's worker processes read them, and a program without absl never parses them."""
     from absl import flags
 

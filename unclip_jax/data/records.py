@@ -4,7 +4,10 @@ import dataclasses
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
+
+NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
+"""Of a record that has embeddings alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,17 +15,20 @@ class Record:
     """One example.
 
     Attributes:
-        image: RGB at the size it is stored in.
+        image: RGB at the size it is stored in; `NO_IMAGE` where the source has none.
         captions: what it shows, in other words; one of them is drawn for each epoch. ("",) where the source has none.
         name: says where the record came from: a relative path, or "<split>/<number>".
         key: what it is called however it is stored, as "000000012" of 000000012.jpg; embeddings are joined by it.
             "" where the source has no such thing.
+        z_i, z_t: CLIP's embeddings of the image and of the one caption, where they were computed before.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     captions: tuple[str, ...]
     name: str
     key: str = ""
+    z_i: Float[np.ndarray, " d"] | None = None
+    z_t: Float[np.ndarray, " d"] | None = None
 
 
 @runtime_checkable

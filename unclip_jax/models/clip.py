@@ -11,7 +11,7 @@ Either tower may be absent: Karlo, for one, ships the text tower alone.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -127,6 +127,14 @@ class CLIPSpec(Network):
         if self.text is None:
             raise UserError("this CLIP has no text tower, it sees images only; use one that reads captions")
         return self.text
+
+    def only(self, towers: Collection[str]) -> "CLIPSpec":
+        """Return the part of this CLIP that some of its towers, "image" and "text", are: its parameters are among
+        those of the whole."""
+        vision, text = self.vision if "image" in towers else None, self.text if "text" in towers else None
+        if (vision, text) == (self.vision, self.text):
+            return self
+        return replace(self, vision=vision, text=text, contrastive=False)
 
     def apply(self, params: Params, images: Float[Array, "b h w 3"], tokens: Int[Array, "c n"]) -> Float[Array, "b c"]:
         """Compute equation (3): logits [image, text]; in training, of a batch of pairs."""

@@ -6,7 +6,7 @@ classifier-free guidance has an unconditional model (Ho and Salimans, 2207.12598
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import jax
@@ -40,6 +40,11 @@ class Condition:
         """Return the names of the arrays that sampling needs for it."""
         del network
         return ()
+
+    def towers(self, network: Denoiser, brought: Collection[str]) -> frozenset[str]:
+        """Return the towers of CLIP that training needs for it, see `Stage.towers`."""
+        del network, brought
+        return frozenset()
 
     def train(
         self, network: Denoiser, frozen: Frozen, batch: Arrays, x_0: Float[Array, " b *dims"], keys: Key[Array, " b"]
@@ -83,6 +88,9 @@ class CLIPImage(Condition):
     def reads(self, network: Denoiser) -> tuple[str, ...]:
         return ("z_i",) if "z_i" in network.cond_fields else ()
 
+    def towers(self, network: Denoiser, brought: Collection[str]) -> frozenset[str]:
+        return frozenset({"image"} if "z_i" in network.cond_fields and "z_i" not in brought else ())
+
     def train(self, network, frozen, batch, x_0, keys) -> Fields:
         del x_0
         if "z_i" not in network.cond_fields:
@@ -113,6 +121,10 @@ class Caption(Condition):
     def reads(self, network: Denoiser) -> tuple[str, ...]:
         return ("tokens", "mask") if "drop_text" in network.cond_fields else ()
 
+    def towers(self, network: Denoiser, brought: Collection[str]) -> frozenset[str]:
+        encoded = ({"hidden", "z_t"} & network.cond_fields).difference(brought)
+        return frozenset({"text"} if encoded or "empty" in network.cond_fields else ())
+
     def train(self, network, frozen, batch, x_0, keys) -> Fields:
         del x_0
         fields = self._encode(network, frozen, batch)
@@ -132,9 +144,12 @@ class Caption(Condition):
         fields: Fields = {"mask": arrays["mask"]}
         if "tokens" in wanted:
             fields["tokens"] = arrays["tokens"]
-        if {"hidden", "z_t"} & wanted:
+        states = [name for name in ("z_t", "hidden") if name in wanted]
+        if all(arrays.get(name) is not None for name in states):
+            fields |= {name: arrays[name] for name in states}
+        else:
             text = text_features(frozen, arrays)
-            fields |= {name: getattr(text, name) for name in ("z_t", "hidden") if name in wanted}
+            fields |= {name: getattr(text, name) for name in states}
         if "empty" in wanted:
             fields["empty"] = empty_caption(frozen["clip"], arrays["tokens"])
         return fields

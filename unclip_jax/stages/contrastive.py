@@ -7,6 +7,7 @@ Negatives are the other pairs of the batch; with `optim.accumulate` > 1, of the 
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import ClassVar
 
 import jax
@@ -27,8 +28,8 @@ class ContrastiveStage(Stage):
 
     network: CLIPSpec  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def image_sizes(self, encoders: Encoders) -> tuple[int, ...]:
-        del encoders
+    def image_sizes(self, encoders: Encoders, brought: Collection[str] = ()) -> tuple[int, ...]:
+        del encoders, brought
         return (self.network.image_tower.image_size,)
 
     def context(self, encoders: Encoders) -> int | None:

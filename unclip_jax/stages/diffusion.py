@@ -10,6 +10,7 @@ with cond made by the stage's conditions, in training dropped at random.
 import dataclasses
 import functools
 import math
+from collections.abc import Collection
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -114,9 +115,12 @@ class DiffusionStage(Stage):
             space=trained.space,
         )
 
-    def image_sizes(self, encoders: Encoders) -> tuple[int, ...]:
+    def towers(self, brought: Collection[str] = ()) -> frozenset[str]:
+        return self.space.towers(brought).union(*(each.towers(self.network, brought) for each in self.conditions))
+
+    def image_sizes(self, encoders: Encoders, brought: Collection[str] = ()) -> tuple[int, ...]:
         clip = encoders.get("clip")
-        seen = (clip.image_tower.image_size,) if isinstance(clip, CLIPSpec) else ()
+        seen = (clip.image_tower.image_size,) if isinstance(clip, CLIPSpec) and "z_i" not in brought else ()
         return seen if self.image_size is None else tuple(dict.fromkeys((self.image_size, *seen)))
 
     def loss(

@@ -60,7 +60,8 @@ def frozen_shardings(frozen: Mapping[str, PyTree], mesh: Mesh) -> dict[str, PyTr
 
     def shardings(value: PyTree) -> PyTree:
         if isinstance(value, Encoder):
-            rules = value.network.sharding_rules()
+            # A run that needs no tower of a CLIP has none of its weights.
+            rules = value.network.sharding_rules() if value.params else REPLICATE
             return value.replace(params=match_rules(rules, value.params, mesh))  # pyright: ignore[reportAttributeAccessIssue]
         return match_rules(REPLICATE, value, mesh)
 

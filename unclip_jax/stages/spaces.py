@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -46,6 +46,11 @@ class Space:
     """Whether `frozen` must have the statistics of z_i, "stats"."""
     ranks: ClassVar[bool] = False
     """Whether it can choose among several samples for one example."""
+
+    def towers(self, brought: Collection[str]) -> frozenset[str]:
+        """Return the towers of CLIP that training needs for it, see `Stage.towers`."""
+        del brought
+        return frozenset()
 
     @staticmethod
     def variants() -> dict[str, type]:
@@ -93,6 +98,9 @@ class Embeddings(Space):
     encoders: ClassVar = ("clip",)
     needs_stats: ClassVar = True
     ranks: ClassVar = True
+
+    def towers(self, brought: Collection[str]) -> frozenset[str]:
+        return frozenset() if "z_i" in brought else frozenset({"image"})
 
     def target(self, name: str, frozen: Mapping[str, PyTree], batch: Arrays) -> Float[Array, "b d"]:
         del name

@@ -13,7 +13,7 @@ it. Names of arrays are the same everywhere:
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import jax
@@ -122,8 +122,14 @@ class Stage:
     def check_settings(self, name: str, settings: SamplingSettings) -> None:
         """Raise UserError for settings that do not suit the stage; `name` is what they are of."""
 
-    def image_sizes(self, encoders: Encoders) -> tuple[int, ...]:
-        """Return the sides in px of the images that a training batch has to bring."""
+    def towers(self, brought: Collection[str] = ()) -> frozenset[str]:
+        """Return which towers of CLIP training needs, "image" and "text", where its batches bring the arrays `brought`,
+        computed before, of z_i and z_t."""
+        del brought
+        return frozenset()
+
+    def image_sizes(self, encoders: Encoders, brought: Collection[str] = ()) -> tuple[int, ...]:
+        """Return the sides in px of the images that a training batch has to bring, where it brings `brought`, too."""
         raise NotImplementedError
 
     def context(self, encoders: Encoders) -> int | None:

@@ -196,7 +196,15 @@ class Checkpoints:
 def load_params(
     path: str | Path, which: Literal["ema", "params"] = "ema", step: int | None = None
 ) -> tuple[PyTree, SavedMeta]:
-    """Read parameters alone, for sampling: on one device whatever mesh and optimiser they were trained with.
+    """Read parameters alone, for sampling, onto the default device; see `read_params`."""
+    tree, meta = read_params(path, which, step)
+    return jax.device_put(tree), meta
+
+
+def read_params(
+    path: str | Path, which: Literal["ema", "params"] = "ema", step: int | None = None
+) -> tuple[PyTree[np.ndarray], SavedMeta]:
+    """Read parameters alone, whatever mesh and optimiser they were trained with.
 
     Args:
         path: the run's workdir, a folder or gs://bucket/folder.
@@ -204,7 +212,7 @@ def load_params(
         step: the newest if None.
 
     Returns:
-        Nested dicts of arrays on the default device, and the checkpoint's meta.
+        Nested dicts of arrays, and the checkpoint's meta.
 
     Raises:
         UserError: nothing saved there, no such step, or not readable.
@@ -235,7 +243,7 @@ def load_params(
                 raise
             except Exception as error:
                 raise UserError(f"checkpoint {step} in {folder} cannot be read: {first_line(error)}") from error
-    return jax.device_put(tree), meta
+    return tree, meta
 
 
 def newest_meta(path: str | Path) -> SavedMeta | None:

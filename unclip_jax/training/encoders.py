@@ -1,14 +1,18 @@
 """Frozen networks, out of the checkpoints of other runs or out of bundles."""
 
 import dataclasses
+from collections.abc import Collection
+
+import jax
 
 from unclip_jax.bundle import store
 from unclip_jax.core.errors import UserError
-from unclip_jax.models.parameters import identity
+from unclip_jax.models.clip import CLIPSpec
+from unclip_jax.models.parameters import flatten, identity, unflatten
 from unclip_jax.stages.encoders import Encoder
 from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training.belongings import Belongings
-from unclip_jax.training.checkpoint import FOLDER, load_params
+from unclip_jax.training.checkpoint import FOLDER, read_params
 from unclip_jax.training.workdir import open_folder
 
 
@@ -21,8 +25,12 @@ class FrozenEncoder:
     identity: str
 
     @classmethod
-    def load(cls, name: str, where: str) -> "FrozenEncoder":
+    def load(cls, name: str, where: str, towers: Collection[str] | None = None) -> "FrozenEncoder":
         """Load an encoder from the workdir of a run (its moving average), a bundle's folder or a shipped bundle's name.
+
+        Args:
+            towers: of a CLIP those that are needed, see `Stage.towers`; of the others no weights stay in memory. All by
+                default; where it is empty, the network is whole and has no weights.
 
         Raises UserError where there is none.
         """
@@ -30,14 +38,21 @@ class FrozenEncoder:
         if not where:
             raise UserError(f"no {word} given; set --{name} to the workdir of a {word} run or to a bundle")
         if (open_folder(where) / FOLDER).is_dir():
-            params, meta = load_params(where)
+            params, meta = read_params(where)
             if meta["kind"] != name:
                 raise UserError(f"{where} is a {meta['kind']} run; set --{name} to the workdir of a {word} run")
             found = Belongings.of_meta(meta, where)
             assert found.stage is not None and found.tokenizer is not None
-            encoder = Encoder(network=found.stage.network, params=params)
-            return cls(encoder=encoder, tokenizer=found.tokenizer, identity=identity(params))
-        system = store.load(where, parts=(name,) if name in store.load(where, weights=False).encoders else ())
+            network, own = found.stage.network, identity(params)
+            if towers is not None and isinstance(network, CLIPSpec):
+                network = network.only(towers) if towers else network
+                flat = flatten(params)
+                params = unflatten({each: flat[each] for each in flatten(network.abstract_params()) if towers})
+            encoder = Encoder(network=network, params=jax.device_put(params))
+            return cls(encoder=encoder, tokenizer=found.tokenizer, identity=own)
+        known = name in store.load(where, weights=False).encoders
+        wanted = towers is None or bool(towers)
+        system = store.load(where, parts=(name,) if known else (), weights=wanted, towers=towers if wanted else None)
         if name not in system.encoders or system.tokenizer is None or name not in system.identities:
             raise UserError(f"{where} has no {word} with a tokenizer; choose another bundle")
         return cls(encoder=system.encoders[name], tokenizer=system.tokenizer, identity=system.identities[name])

@@ -37,6 +37,9 @@ HEARTBEAT = 10.0
 LEASE = 60.0
 SETTLE = 2.0
 """Seconds in which two that take over an object at the same moment see which of them wrote last."""
+TRAINED = "trained by {}; wait for it or stop it, choose another run.workdir, or take the run over with --run.take-over"
+ENCODED = "written by {}; wait for it or stop it, choose another --out, or take the work over with --take-over"
+"""What is said to who comes second."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +88,8 @@ _held: dict[str, "Lock"] = {}
 class Lock:
     """The hold of this process on the folder of a run."""
 
-    def __init__(self, workdir: epath.Path):
-        self._path = workdir / FILE
+    def __init__(self, workdir: epath.Path, busy: str = TRAINED):
+        self._path, self._busy = workdir / FILE, busy
         folder = "" if is_remote(workdir) else "{0.st_dev}:{0.st_ino}".format(os.stat(workdir))
         self.holder = Holder(
             owner=_owner(),
@@ -138,10 +141,7 @@ class Lock:
                     break
                 continue
             if holder is not None and (here or watched not in (None, text)):
-                raise UserError(
-                    f"{self._path.parent} is being trained by {holder}; wait for it or stop it, choose another "
-                    "run.workdir, or take the run over with --run.take-over"
-                )
+                raise UserError(f"{self._path.parent} is being {self._busy.format(holder)}")
             if text != watched:
                 print(f"waiting up to {LEASE:g} s for a sign of life of {holder or self._path}", flush=True)
                 watched, since = text, time.monotonic()
@@ -221,13 +221,18 @@ class Lock:
                     self._write(self.holder.write())
 
 
-@contextlib.contextmanager
-def hold(run: RunConfig) -> Iterator[Lock | None]:
-    """Hold the lock of a run; every process of the run must call it, the first one gets it.
+def hold(run: RunConfig) -> contextlib.AbstractContextManager[Lock | None]:
+    """Hold the lock of a run, see `hold_folder`."""
+    return hold_folder(run.workdir, insist=run.take_over)
 
-    Inside itself it yields the same lock again. Raises UserError where another process has it.
+
+@contextlib.contextmanager
+def hold_folder(folder: str, *, insist: bool, busy: str = TRAINED) -> Iterator[Lock | None]:
+    """Hold the lock of a folder; every process that works on it must call it, the first one gets it.
+
+    Inside itself it yields the same lock again. Raises UserError, with the words `busy`, where another process has it.
     """
-    workdir = open_folder(run.workdir)
+    workdir = open_folder(folder)
     if str(workdir) in _held:
         yield _held[str(workdir)]
         return
@@ -236,8 +241,8 @@ def hold(run: RunConfig) -> Iterator[Lock | None]:
         try:
             made = not workdir.exists()
             workdir.mkdir(parents=True, exist_ok=True)
-            lock = Lock(workdir)
-            lock.take(insist=run.take_over)
+            lock = Lock(workdir, busy)
+            lock.take(insist=insist)
         except UserError as error:
             problem = error
         except Exception as error:

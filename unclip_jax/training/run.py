@@ -17,6 +17,7 @@ from unclip_jax.core.errors import UserError
 from unclip_jax.data.config import RESUMABLE_DATA_FIELDS
 from unclip_jax.data.pipeline import BatchSpec
 from unclip_jax.data.records import Source
+from unclip_jax.data.stores import EmbeddingStore, Space
 from unclip_jax.models.experts import TimestepExperts
 from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training import loop, remarks
@@ -46,9 +47,14 @@ def train(config: Config) -> State:
 
 
 def _train(config: Config) -> State:
-    encoders = {name: FrozenEncoder.load(name, where) for name, where in config.encoder_paths().items()}
+    store = config.data.open_store()
+    brought, towers = _brought(config, store)
+    encoders = {name: FrozenEncoder.load(name, where, towers) for name, where in config.encoder_paths().items()}
     networks = {name: each.encoder.network for name, each in encoders.items()}
-    source = config.data.open(captions=config.batch(networks).context is not None)
+    if store is not None:
+        _fit(store, config, encoders["clip"])
+    wanted = config.batch(networks, brought)
+    source = config.data.open(captions=wanted.context is not None, images=bool(wanted.sizes), store=store)
     origin = find_origin(config)
     own = Belongings(
         tokenizer=_tokenizer(config, encoders),
@@ -63,7 +69,7 @@ def _train(config: Config) -> State:
     config = config.fitted(networks, tokenizer)
     if origin is not None:
         origin.check(config, own.stats)
-    stage, spec = config.stage(), config.batch(networks)
+    stage, spec = config.stage(), config.batch(networks, brought)
     stage.check()
     if isinstance(stage.network, TimestepExperts):
         # It applies the expert of the first example's time to all of them.
@@ -99,6 +105,29 @@ def _train(config: Config) -> State:
         preview=make_preview(stage, lambda step: batches_of(whole, step)),
         start_params=lambda: None if origin is None or origin.resumed else origin.params(stage.network),
     )
+
+
+def _brought(config: Config, store: EmbeddingStore | None) -> tuple[tuple[str, ...], frozenset[str] | None]:
+    """Return which arrays of a store the run takes, those that spare it a tower of CLIP, and the towers it still needs;
+    None for all. Raises UserError for a stage that has no use for z_i."""
+    if store is None:
+        return (), None
+    stage = config.stage()
+    offered = store.arrays if config.data.alone else ("z_i",)
+    brought = tuple(name for name in offered if stage.towers((name,)) != stage.towers())
+    if "z_i" not in brought:
+        raise UserError(f"a {config.kind} run of this kind takes no embeddings of images; leave the store out")
+    return brought, stage.towers(brought)
+
+
+def _fit(store: EmbeddingStore, config: Config, clip: FrozenEncoder) -> None:
+    """Make sure that a store is of the run's CLIP."""
+    spec, where = clip.encoder.clip, config.data.store_clip
+    stated = None
+    if where:
+        same = where == config.encoder_paths()["clip"]
+        stated = clip.identity if same else FrozenEncoder.load("clip", where, towers=()).identity
+    store.fit(Space(clip=clip.identity, embed_dim=spec.embed_dim, unit=spec.embedding == "unit"), stated)
 
 
 def _tokenizer(config: Config, encoders: dict[str, FrozenEncoder]) -> Tokenizer | None:

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +22,7 @@ from unclip_jax.stages.conditions import LowResImage
 from unclip_jax.stages.contrastive import ContrastiveStage
 from unclip_jax.stages.diffusion import DiffusionStage
 from unclip_jax.stages.settings import SamplingSettings
-from unclip_jax.stages.stage import Stage
+from unclip_jax.stages.stage import Stage, array_shape
 from unclip_jax.systems import unclip
 from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training.config import OptimConfig, RunConfig
@@ -65,8 +65,8 @@ class Config(DataclassInstance, Protocol):
         """Return the fields that weights of a stage decide, as they have them."""
         ...
 
-    def batch(self, encoders: Encoders) -> BatchSpec:
-        """Describe a training batch."""
+    def batch(self, encoders: Encoders, brought: Collection[str] = ()) -> BatchSpec:
+        """Describe a training batch, where the data bring `brought`, of z_i and z_t, besides images and captions."""
         ...
 
 
@@ -112,7 +112,8 @@ class CLIPConfig:
     def of_weights(self, trained: Stage) -> dict[str, object]:
         return {"model": self.model.of_weights(trained.network)}
 
-    def batch(self, encoders: Encoders) -> BatchSpec:
+    def batch(self, encoders: Encoders, brought: Collection[str] = ()) -> BatchSpec:
+        del brought
         stage = self.stage()
         sizes, context = stage.image_sizes(encoders), stage.context(encoders)
         return self.data.batch_spec(sizes, context=context, negatives=self.negatives)
@@ -168,8 +169,8 @@ class PriorConfig:
     def of_weights(self, trained: Stage) -> dict[str, object]:
         return _of_weights(self.stage(), trained)
 
-    def batch(self, encoders: Encoders) -> BatchSpec:
-        return _batch(self.stage(), self.data, encoders)
+    def batch(self, encoders: Encoders, brought: Collection[str] = ()) -> BatchSpec:
+        return _batch(self.stage(), self.data, encoders, brought)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,8 +230,8 @@ class DecoderConfig:
     def of_weights(self, trained: Stage) -> dict[str, object]:
         return _of_weights(self.stage(), trained)
 
-    def batch(self, encoders: Encoders) -> BatchSpec:
-        return _batch(self.stage(), self.data, encoders)
+    def batch(self, encoders: Encoders, brought: Collection[str] = ()) -> BatchSpec:
+        return _batch(self.stage(), self.data, encoders, brought)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -298,8 +299,8 @@ class UpsamplerConfig:
         (low_res,) = (each.low_res for each in stage.of_weights(trained).conditions if isinstance(each, LowResImage))
         return _of_weights(stage, trained) | {"low_res": low_res}
 
-    def batch(self, encoders: Encoders) -> BatchSpec:
-        return _batch(self.stage(), self.data, encoders, crop=self.crop)
+    def batch(self, encoders: Encoders, brought: Collection[str] = ()) -> BatchSpec:
+        return _batch(self.stage(), self.data, encoders, brought, crop=self.crop)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -346,8 +347,8 @@ class StageConfig:
     def of_weights(self, trained: Stage) -> dict[str, object]:
         return {"trained": self.trained.of_weights(trained)}
 
-    def batch(self, encoders: Encoders) -> BatchSpec:
-        return _batch(self.trained, self.data, encoders)
+    def batch(self, encoders: Encoders, brought: Collection[str] = ()) -> BatchSpec:
+        return _batch(self.trained, self.data, encoders, brought)
 
 
 def _of_weights(stage: DiffusionStage, trained: Stage) -> dict[str, object]:
@@ -355,8 +356,12 @@ def _of_weights(stage: DiffusionStage, trained: Stage) -> dict[str, object]:
     return {"process": found.process, "model": found.network}
 
 
-def _batch(stage: Stage, data: DataConfig, encoders: Encoders, crop: int | None = None) -> BatchSpec:
-    return data.batch_spec(stage.image_sizes(encoders), crop=crop, context=stage.context(encoders))
+def _batch(
+    stage: Stage, data: DataConfig, encoders: Encoders, brought: Collection[str], crop: int | None = None
+) -> BatchSpec:
+    embeddings = tuple((name, array_shape(name, encoders).shape[0]) for name in brought)
+    sizes, context = stage.image_sizes(encoders, brought), stage.context(encoders)
+    return data.batch_spec(sizes, crop=crop, context=context, embeddings=embeddings)
 
 
 CONFIGS: dict[str, type[Config]] = {

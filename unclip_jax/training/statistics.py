@@ -40,14 +40,20 @@ LEVELS = 50
 def measure_stats(encoder: Encoder, batches_of: Batches, normalise: Normalise) -> EmbeddingStats:
     """Measure equations (1) and (2) over the first examples of a run, those of all hosts; say where (2) was needed.
 
+    Their z_i are those that the batches bring, or the encoder's.
+
     Raises UserError for embeddings that are all 0 or not finite.
     """
-    size = encoder.clip.image_tower.image_size
     encode = jax.jit(encoder.clip.encode_image)
     embeddings: list[np.ndarray] = []
     with contextlib.closing(batches_of(0)) as iterator:
         while sum(map(len, embeddings)) < STATS_EXAMPLES:
-            own = np.asarray(encode(encoder.params, to_float(next(iterator)[f"image_{size}"])))
+            batch = next(iterator)
+            if "z_i" in batch:
+                own = batch["z_i"]
+            else:
+                pixels = to_float(batch[f"image_{encoder.clip.image_tower.image_size}"])
+                own = np.asarray(encode(encoder.params, pixels))
             embeddings.append(gather_rows(own))
     z_i = np.concatenate(embeddings).astype(np.float64)
     scale = np.sqrt(np.mean(z_i**2))

@@ -1,0 +1,403 @@
+import contextlib
+import dataclasses
+import itertools
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from unclip_jax.core.errors import UserError
+from unclip_jax.data import stores
+from unclip_jax.data.config import DataConfig
+from unclip_jax.data.folder import FolderSource
+from unclip_jax.data.pipeline import BatchSpec, batches
+from unclip_jax.data.skipping import BadRecordError
+from unclip_jax.data.store_sources import JoinedSource, StoreSource
+from unclip_jax.data.store_writing import Encoded, file_names, read_shard, write_info, write_shard
+from unclip_jax.data.stores import EmbeddingStore, Space, StoreInfo
+from unclip_jax.text.tokenizer import Tokenizer
+
+WIDTH, COUNT = 6, 23
+SPACE = Space(clip="a" * 64, embed_dim=WIDTH, unit=True)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def vectors(count=COUNT, seed=0, dtype=np.float32):
+    found = np.random.default_rng(seed).normal(size=(count, WIDTH))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(dtype)
+
+
+def keys(count=COUNT):
+    return [f"photo/{i:03d}" for i in range(count)]
+
+
+def own_store(folder, z_i, *, names=None, captions=None, text=None, shard=10, **said):
+    """A store as train.encode writes it."""
+    names, captions = names or keys(len(z_i)), captions or [(f"a {i}",) for i in range(len(z_i))]
+    starts = range(0, len(z_i), shard)
+    shards = []
+    for number, start in enumerate(starts):
+        own = slice(start, start + shard)
+        z_t = None if text is None else text[own]
+        encoded = Encoded(names[own], names[own], captions[own], z_i[own], z_t, {})
+        shards.append(write_shard(folder, file_names(number, len(starts), text=text is not None), encoded))
+    stated = {"clip": SPACE.clip, "embedding": "unit", "embed_dim": WIDTH, "dtype": str(z_i.dtype)} | said
+    info = StoreInfo(
+        text=text is not None, source="photos", records=len(z_i), keys="", shard_records=shard, batch_size=4,
+        shards=tuple(shards), **stated,
+    )  # fmt: skip
+    write_info(folder, info)
+    return folder
+
+
+def foreign_store(folder, z_i, sizes, layout=("img_emb", "metadata"), cut=None, **columns):
+    """A store as others write it: .npy of these sizes, parquet of the sizes `cut`."""
+    images, tables = layout
+    for kind, parts in ((images, sizes), (tables, cut or sizes)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for number, (start, end) in enumerate(itertools.pairwise([0, *np.cumsum(parts).tolist()])):
+            if kind == images:
+                np.save(folder / images / f"img_emb_{number}.npy", z_i[start:end])
+            if kind == tables and columns:
+                own = {name: values[start:end] for name, values in columns.items()}
+                pq.write_table(pa.table(own), folder / tables / f"metadata_{number}.parquet")
+    return folder
+
+
+def test_rows_and_keys_of_our_own(tmp_path):
+    z_i, z_t = vectors(), vectors(seed=1)
+    captions = [("one",), ("two", "deux"), *[(f"{i}",) for i in range(COUNT - 2)]]
+    store = EmbeddingStore(own_store(tmp_path / "s", z_i, captions=captions, text=z_t))
+    assert sorted(path.name for path in (tmp_path / "s" / "img_emb").iterdir()) == [
+        f"img_emb_{i}.npy" for i in range(3)
+    ]
+    store.fit(SPACE)
+    for row, key in enumerate(keys()):
+        assert store.row_of(key) == row and store.index[row].key == key
+        np.testing.assert_array_equal(store.z_i(row), z_i[row])
+        np.testing.assert_array_equal(store.z_t(row), z_t[row])
+    assert store.row_of("photo/999") is None and store.row_of("") is None
+    assert store.index[1].captions == ("two", "deux")
+    # z_t is of the first caption, so that it is no use where there are several.
+    assert store.arrays == ("z_i",)
+    assert EmbeddingStore(own_store(tmp_path / "one", z_i, text=z_t)).arrays == ("z_i", "z_t")
+    again = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(again.z_i(7), z_i[7])
+
+
+def test_an_index_is_kept_and_made_again_where_it_is_damaged(tmp_path, monkeypatch):
+    folder = own_store(tmp_path / "s", vectors())
+    index = EmbeddingStore(folder).index.folder
+    read = []
+    monkeypatch.setattr(stores, "read_table", lambda path, real=stores.read_table: read.append(path) or real(path))
+    EmbeddingStore(folder)
+    assert not read
+    (index / "ends.npy").write_bytes(b"nothing")
+    assert EmbeddingStore(folder).row_of("photo/022") == 22 and len(read) == 3
+
+
+def test_a_home_that_is_read_only_costs_a_reading(tmp_path):
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    folder = own_store(tmp_path / "s", vectors())
+    blocked.chmod(0o500)
+    try:
+        store = EmbeddingStore(folder, cache_dir=blocked / "inside")
+        assert store.row_of("photo/011") == 11
+    finally:
+        blocked.chmod(0o700)
+
+
+def test_what_clip_retrieval_writes(tmp_path):
+    z_i = vectors(dtype=np.float16)
+    columns = {"image_path": [f"{key}.jpg" for key in keys()], "caption": [f"a {i}" for i in range(COUNT)]}
+    store = EmbeddingStore(foreign_store(tmp_path / "s", z_i, [10, 13], **columns))
+    with pytest.raises(UserError, match="does not say which CLIP.*--data.store-clip"):
+        store.fit(SPACE)
+    store.fit(SPACE, stated=SPACE.clip)
+    # float16 rounds a number by 2**-11 of itself, and the norm by no more.
+    np.testing.assert_allclose(store.z_i(store.row_of("photo/012")), vectors()[12], rtol=0, atol=2 * 2**-11)
+    assert np.linalg.norm(store.z_i(3)) == pytest.approx(1, abs=1e-6)
+    raw = Space(clip=SPACE.clip, embed_dim=WIDTH, unit=False)
+    with pytest.raises(UserError, match="holds unit vectors, and z_i of this CLIP are none"):
+        store.fit(raw, stated=SPACE.clip)
+
+
+def test_z_i_that_are_no_unit_vectors_are_taken_as_the_clip_has_them(tmp_path):
+    z_i = 17 * vectors()
+    folder = foreign_store(tmp_path / "s", z_i, [COUNT], id=keys(), caption=["x"] * COUNT)
+    raw, store = Space(clip=SPACE.clip, embed_dim=WIDTH, unit=False), EmbeddingStore(folder)
+    store.fit(raw, stated=SPACE.clip)
+    np.testing.assert_array_equal(store.z_i(5), z_i[5])
+    store.fit(SPACE, stated=SPACE.clip)
+    np.testing.assert_allclose(store.z_i(5), vectors()[5], rtol=1e-6)
+
+
+def test_what_pd12m_has_joins_by_the_number_of_the_row(tmp_path):
+    columns = {"id": keys(), "caption": [f"a {i}" for i in range(COUNT)], "width": list(range(COUNT))}
+    layout = ("embeddings", "metadata")
+    store = EmbeddingStore(foreign_store(tmp_path / "s", vectors(), [20, 3], layout, cut=[9, 9, 5], **columns))
+    for row in range(COUNT):
+        assert store.index[row].key == keys()[row] and store.index[row].captions == (f"a {row}",)
+    short = {name: values[:-1] for name, values in columns.items()}
+    with pytest.raises(UserError, match="holds 23 embeddings of images and 22 rows of metadata"):
+        EmbeddingStore(foreign_store(tmp_path / "t", vectors(), [20, 3], layout, cut=[9, 9, 4], **short))
+
+
+def test_what_dalle2_pytorchs_decoder_reads_has_keys_of_img2dataset(tmp_path):
+    z_i = vectors()
+    z_i[4] = 0
+    (tmp_path / "s").mkdir()
+    np.save(tmp_path / "s" / "img_emb_00007.npy", z_i[:12])
+    np.save(tmp_path / "s" / "img_emb_00011.npy", z_i[12:])
+    store = EmbeddingStore(tmp_path / "s")
+    store.fit(SPACE, stated=SPACE.clip)
+    np.testing.assert_allclose(store.z_i(store.row_of("000110003")), z_i[15], rtol=1e-6)
+    with pytest.raises(BadRecordError, match="all zeros"):
+        store.z_i(store.row_of("000070004"))
+
+
+def test_shards_are_taken_in_the_order_of_their_numbers(tmp_path):
+    z_i = vectors(12)
+    store = EmbeddingStore(foreign_store(tmp_path / "s", z_i, [1] * 12, key=keys(12), caption=["x"] * 12))
+    np.testing.assert_array_equal([store.z_i(row) for row in range(12)], z_i)
+
+
+@pytest.mark.parametrize(
+    ("stated", "line"),
+    [
+        ({"clip": "b" * 64}, "of another CLIP: it is of bbbbbbbbbbbb, and --clip is aaaaaaaaaaaa"),
+        ({"embedding": "raw"}, None),
+    ],
+)
+def test_a_store_of_another_clip_is_refused(tmp_path, stated, line):
+    store = EmbeddingStore(own_store(tmp_path / "s", vectors(), **stated))
+    with pytest.raises(UserError, match=line) if line else contextlib.nullcontext():
+        store.fit(SPACE)
+    if line is None:
+        with pytest.raises(UserError, match="embeddings of 6 numbers, and the CLIP of 7"):
+            store.fit(Space(clip=SPACE.clip, embed_dim=7, unit=True))
+        with pytest.raises(UserError, match="is of the CLIP aaaaaaaaaaaa, not of cccccccccccc as --data.store-clip"):
+            store.fit(SPACE, stated="c" * 64)
+
+
+def damage(folder, name, change):
+    path = folder / name
+    data = path.read_bytes()
+    path.unlink()
+    if change is not None:
+        path.write_bytes(change(data))
+
+
+def edited(**fields):
+    return lambda data: json.dumps(json.loads(data) | fields).encode()
+
+
+def saved(array):
+    def change(_):
+        import io
+
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        return buffer.getvalue()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "line"),
+    [
+        ("store.json", lambda data: b"{", "store.json is not JSON"),
+        ("store.json", edited(format=9), "has format 9, this version reads 1"),
+        ("store.json", edited(extra=1), "extra: unknown field"),
+        ("store.json", edited(shards=[]), "not encoded to its end; run the same command again"),
+        ("store.json", edited(embed_dim=5), "holds 23 rows of 6 numbers, and store.json says 23 rows of 5"),
+        ("store.json", edited(dtype="float16"), "does not hold what store.json says"),
+        ("img_emb/img_emb_1.npy", lambda data: data[:-3], "its header says 10 rows of 6 numbers; copy it again"),
+        ("img_emb/img_emb_1.npy", lambda data: b"no", "no .npy that can be read"),
+        ("img_emb/img_emb_1.npy", saved(np.zeros((10, 6))), "holds float64 of shape"),
+        ("img_emb/img_emb_1.npy", saved(np.zeros(10, np.float32)), "embeddings are float16 or float32 .rows width."),
+        ("img_emb/img_emb_1.npy", saved(np.array([{}] * 3)), "holds object of shape"),
+        ("img_emb/img_emb_1.npy", saved(np.zeros((10, 5), np.float32)), "rows of 5 numbers of float32, .* of 6"),
+        ("img_emb/img_emb_1.npy", None, "holds 13 rows of 6 numbers, and store.json says 23"),
+        ("metadata/metadata_1.parquet", lambda data: data[:-9], "metadata_1.parquet is not as it was written"),
+        ("metadata/metadata_1.parquet", None, "metadata_1.parquet is not as it was written"),
+        ("img_emb/img_emb_1.npy", lambda data: data[:-1] + b"\1", "img_emb_1.npy is not as it was written"),
+    ],
+)
+def test_what_is_wrong_with_a_store_is_one_line(tmp_path, name, change, line):
+    folder = own_store(tmp_path / "s", vectors())
+    damage(folder, name, change)
+    with pytest.raises(UserError, match=line):
+        EmbeddingStore(folder)
+
+
+def test_what_is_wrong_with_others_stores_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        EmbeddingStore(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is no store of embeddings, it has no img_emb"):
+        EmbeddingStore(tmp_path)
+    both = foreign_store(tmp_path / "a", vectors(), [10, 13], key=keys(), caption=["x"] * COUNT, text=["y"] * COUNT)
+    with pytest.raises(UserError, match="columns caption, text, each of which may be the caption"):
+        EmbeddingStore(both)
+    shifted = foreign_store(tmp_path / "b", vectors(), [10, 13], cut=[11, 12], key=keys(), caption=["x"] * COUNT)
+    with pytest.raises(UserError, match="img_emb_0.npy has 10 rows, and .*metadata_0.parquet 11"):
+        EmbeddingStore(shifted)
+    broken = foreign_store(tmp_path / "c", vectors(), [23], key=keys(), caption=["x"] * COUNT)
+    damage(broken, "metadata/metadata_0.parquet", lambda data: data[:40] + b"?" * 8)
+    with pytest.raises(UserError, match="metadata_0.parquet is no parquet that can be read"):
+        EmbeddingStore(broken)
+    large = tmp_path / "d"
+    large.mkdir()
+    np.save(large / "img_00001.npy", np.ones((10_001, 2), np.float16))
+    with pytest.raises(UserError, match="has no parquet that says what its rows are"):
+        EmbeddingStore(large)
+
+
+def test_bad_rows_are_left_out_counted_and_named(tmp_path, capsys):
+    z_i = vectors()
+    z_i[3, 2], z_i[5] = np.nan, 0
+    names, captions = keys(), [(f"a {i}",) for i in range(COUNT)]
+    names[8], captions[9] = names[1], ("",)
+    store = EmbeddingStore(own_store(tmp_path / "s", z_i, names=names, captions=captions))
+    source = StoreSource(store, max_bad_share=0.2)
+    assert [source[row].key for row in (3, 5, 8, 9)] == [keys()[row] for row in (4, 6, 10, 10)]
+    said = capsys.readouterr().err
+    for line in ("row 3 (photo/003): its embedding is not finite; left out", "is all zeros", "key is there twice"):
+        assert line in said
+    assert "row 9 (photo/009): no caption" in said
+    assert len(source.report()["bad"]) == 4
+    assert store.row_of("photo/001") == 1
+    strict = StoreSource(store, max_bad_share=0.1)
+    with pytest.raises(UserError, match="3 of 23 records of .* are unusable .13.0%, limit 10.0%."):
+        [strict[row] for row in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([f"a {i}" for i in range(COUNT)] * 2, 300)
+
+
+def take(count, source, tokenizer, spec, **options):
+    with contextlib.closing(batches(source, tokenizer, spec, **options)) as iterator:
+        return list(itertools.islice(iterator, count))
+
+
+def test_batches_of_a_store_are_the_same_on_any_number_of_hosts(tmp_path, tokenizer):
+    store = EmbeddingStore(own_store(tmp_path / "s", vectors(), text=vectors(seed=1)))
+    spec = BatchSpec(batch_size=8, sizes=(), context=5, embeddings=(("z_i", WIDTH), ("z_t", WIDTH)), seed=2)
+    whole = take(6, StoreSource(store), tokenizer, spec)
+    assert {name: (value.shape, value.dtype) for name, value in whole[0].items()} == spec.arrays()
+    for hosts in (2, 4):
+        parts = [take(4, StoreSource(store), tokenizer, spec, start_step=2, process_index=p, process_count=hosts)
+                 for p in range(hosts)]  # fmt: skip
+        for step in range(4):
+            for name in whole[0]:
+                np.testing.assert_array_equal(
+                    np.concatenate([part[step][name] for part in parts]), whole[step + 2][name]
+                )
+    rows = np.concatenate([batch["z_i"] for batch in whole])[:COUNT]
+    np.testing.assert_array_equal(np.sort(rows, axis=0), np.sort(vectors(), axis=0))
+
+
+def test_a_store_is_filtered_by_its_columns(tmp_path):
+    columns = {"key": keys(), "caption": ["x"] * COUNT, "aesthetic": [float(i) for i in range(COUNT)]}
+    folder = foreign_store(tmp_path / "s", vectors(), [10, 13], **columns)
+    config = DataConfig(batch_size=2, source=f"store:{folder}", where=("aesthetic >= 20",))
+    source = config.open(captions=True, images=False, store=config.open_store())
+    assert [source.key(row) for row in range(len(source))] == keys()[20:]
+    np.testing.assert_array_equal(source[1].z_i, vectors()[21])
+    with pytest.raises(UserError, match="no record has a column 'score'; there are side, aspect, key, caption, aesth"):
+        dataclasses.replace(config, where=("score > 1",)).open(captions=True, images=False, store=config.open_store())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Photo i has one level of grey, i."""
+    folder = tmp_path / "photos" / "photo"
+    folder.mkdir(parents=True)
+    for number in range(COUNT):
+        Image.new("RGB", (9, 9), (number,) * 3).save(folder / f"{number:03d}.png")
+        (folder / f"{number:03d}.txt").write_text(f"a {number}")
+    return tmp_path / "photos"
+
+
+def test_embeddings_join_images_by_key_in_whatever_order(tmp_path, photos, tokenizer):
+    order = np.random.default_rng(3).permutation(COUNT)
+    order = order[order != 6]
+    names = [keys()[i] for i in order]
+    store = EmbeddingStore(own_store(tmp_path / "s", vectors()[order], names=names, captions=[("b",)] * len(order)))
+    source = JoinedSource(FolderSource(photos), store, max_bad_share=0.05)
+    spec = BatchSpec(batch_size=11, sizes=(8,), context=5, embeddings=(("z_i", WIDTH),))
+    seen = set()
+    for batch in take(5, source, tokenizer, spec):
+        for image, z_i, tokens in zip(batch["image_8"], batch["z_i"], batch["tokens"], strict=True):
+            number = int(image[0, 0, 0])
+            seen.add(number)
+            np.testing.assert_array_equal(z_i, vectors()[number])
+            np.testing.assert_array_equal(tokens, tokenizer.encode([f"a {number}"], 5).tokens[0])
+    assert seen == set(range(COUNT)) - {6}
+    assert source.report()["bad"] == {"photo/006": "the store has no key 'photo/006'"}
+    strict = JoinedSource(FolderSource(photos), store, max_bad_share=0.01)
+    with pytest.raises(UserError, match="1 of 23 records of .* are unusable"):
+        [strict[row] for row in range(COUNT)]
+
+
+def test_what_cannot_be_joined_is_said_at_once(tmp_path, photos):
+    other = EmbeddingStore(own_store(tmp_path / "s", vectors(), names=[f"x{i}" for i in range(COUNT)]))
+    with pytest.raises(UserError, match="has none of the keys of 23 images .*'photo/000', and its rows as 'x0'"):
+        JoinedSource(FolderSource(photos), other)
+    with pytest.raises(UserError, match="as they are; leave out --data.flip"):
+        BatchSpec(batch_size=2, sizes=(8,), embeddings=(("z_i", WIDTH),), flip=True)
+    config = DataConfig(batch_size=2, source=f"store:{tmp_path / 's'}")
+    with pytest.raises(UserError, match="has no images, and this run needs them; give them as --data.source"):
+        config.open(captions=True, images=True, store=config.open_store())
+    with pytest.raises(UserError, match="is a store of embeddings already; leave out --data.embeddings"):
+        DataConfig(batch_size=2, source="store:a", embeddings="b").open_store()
+    with pytest.raises(UserError, match="there is no store of embeddings; leave out --data.store-clip"):
+        DataConfig(batch_size=2, store_clip="b").open_store()
+
+
+def test_a_shard_is_done_where_its_digests_hold(tmp_path):
+    own_store(tmp_path, vectors(), text=vectors(seed=1))
+    names = file_names(0, 3, text=True)
+    found = read_shard(tmp_path, names)
+    assert found is not None and found[0].rows == 10 and set(found[0].digests) == set(names.values())
+    for name in names.values():
+        data = bytearray((tmp_path / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (tmp_path / name).write_bytes(data)
+        assert read_shard(tmp_path, names) is None
+        data[len(data) // 2] ^= 1
+        (tmp_path / name).write_bytes(data)
+    assert read_shard(tmp_path, file_names(0, 3, text=False)) is None
+
+
+@pytest.mark.parametrize("name", ["store.json", "img_emb/img_emb_0.npy", "metadata/metadata_0.parquet"])
+def test_flipped_bytes_end_in_rows_or_in_one_line(tmp_path, name):
+    own_store(tmp_path / "s", vectors(), shard=COUNT)
+    if name == "metadata/metadata_0.parquet":
+        # Without digests it is the reader alone that is in the way.
+        (tmp_path / "s" / "store.json").unlink()
+    path, rng = tmp_path / "s" / name, np.random.default_rng(0)
+    whole, outcomes = path.read_bytes(), set()
+    for number in range(60):
+        data = bytearray(whole)
+        # Headers and footers are where it matters most.
+        at = rng.integers(min(len(data), 128)) if number % 3 else -1 - rng.integers(min(len(data), 700))
+        data[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(data)
+        try:
+            source = StoreSource(EmbeddingStore(tmp_path / "s", tmp_path / f"cache{number}"), max_bad_share=1.0)
+            outcomes.add(np.isfinite(source[3].z_i).all())
+        except UserError as error:
+            outcomes.add(str(error).count("\n"))
+    assert 0 in outcomes and outcomes <= {0, True}
