@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.nn.reference import random_params
-from tests.sample.helpers import tiles
 from tests.stages.examples import BATCH, conditions, encoders, example, keys, with_network
 from tests.stages.test_diffusion import assert_share
-from unclip_jax.training.preview import make_preview
+from unclip_jax.images.pixels import to_uint8
+from unclip_jax.stages.stage import Weights
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -56,13 +56,12 @@ def test_the_preview_of_a_decoder_that_inpaints_shows_it_inpainting():
     stage, _, frozen, batch = example("decoder")
     stage = with_network(stage, inpainting=True, dropout=0.0)
     params = random_params(stage.network.abstract_params())
-    preview = make_preview(stage, lambda start: (each for each in [jax.tree.map(np.asarray, batch)]))
-    sheet = preview(params, frozen, 1)
-    real, wmask, masked, filled = tiles(sheet, 8)
-    assert sheet.shape == (4 * 10 - 2, 8 * 10 - 2, 3)
-    np.testing.assert_array_equal(real, batch["image_8"][:8])
+    shown = jax.jit(lambda params, frozen, batch: stage.preview(Weights(params, frozen), batch))(params, frozen, batch)
+    assert shown.names == ("images", "samples", "masked", "inpainted")
+    real, sampled, masked, filled = map(to_uint8, shown.rows)
+    np.testing.assert_array_equal(real, batch["image_8"])
     mask = (masked != real).any(-1)
     assert (masked[mask] == 128).all() and 0.1 < mask.mean() < 0.9
     np.testing.assert_array_equal(filled[~mask], real[~mask])
     # In the mask it draws anew, and other than without what is around it.
-    assert (filled[mask] != real[mask]).mean() > 0.5 and (filled[mask] != wmask[mask]).mean() > 0.5
+    assert (filled[mask] != real[mask]).mean() > 0.5 and (filled[mask] != sampled[mask]).mean() > 0.5

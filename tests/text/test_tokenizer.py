@@ -195,3 +195,11 @@ def test_two_tokens_of_one_id_are_refused(tmp_path):
     path.write_text(json.dumps(definition))
     with pytest.raises(UserError, match="out of vocabulary"):
         Tokenizer.from_file(tmp_path)
+
+
+def test_captions_come_back():
+    tokenizer = Tokenizer.train(["a red circle", "two blue rings"] * 3, 300)
+    captions = ["A red  circle", "", "two blue rings and more than fit into this"]
+    whole, *others = tokenizer.decode(tokenizer.encode(captions, 12).tokens)
+    assert (whole, others[0]) == ("a red circle", "")
+    assert 0 < len(others[1]) < len(captions[2]) and captions[2].startswith(others[1])

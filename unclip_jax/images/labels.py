@@ -5,7 +5,7 @@ Letters are those of Pillow's own font, which has Latin, Greek and Cyrillic; oth
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,6 +21,10 @@ LETTERS = 11
 """Size of the letters in px."""
 LINES = 3
 """Lines of a caption that are shown."""
+TITLE = 15
+"""Size of the letters of a title in px."""
+NAMES = (90, 90, 90)
+"""Colour of what a row is called."""
 MOST_CHARACTERS = 400
 """Characters of a caption that are looked at."""
 
@@ -51,6 +55,43 @@ def captioned(
         for number, text in enumerate(wrapped(caption, width, LINES)):
             draw.text((left, top + height + MARGIN + number * line), text, fill="black", font=font())
     return np.array(sheet)
+
+
+def captioned_rows(
+    rows: Sequence[UInt8[np.ndarray, "b h w 3"]], names: Sequence[str], captions: Sequence[str]
+) -> UInt8[np.ndarray, "sheet_h sheet_w 3"]:
+    """Lay rows of pictures out one above the other, the name of each above it, and under the last one the captions of
+    the columns."""
+    _, height, width, _ = rows[0].shape
+    scale = max(1, math.ceil(LEAST_WIDTH / width))
+    height, width = scale * height, scale * width
+    line = LETTERS + MARGIN
+    row = line + height + MARGIN
+    words = LINES * line if any(captions) else 0
+    sheet = Image.new("RGB", (len(captions) * (width + GAP) - GAP, len(rows) * row + words), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (images, name) in enumerate(zip(rows, names, strict=True)):
+        draw.text((0, number * row), name, fill=NAMES, font=font())
+        for column, image in enumerate(images):
+            large = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(large, (column * (width + GAP), number * row + line))
+    for column, caption in enumerate(captions):
+        for number, text in enumerate(wrapped(caption, width, LINES)):
+            draw.text((column * (width + GAP), len(rows) * row + number * line), text, fill="black", font=font())
+    return np.array(sheet)
+
+
+def titled(sheets: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "sheet_h sheet_w 3"]:
+    """Put sheets below each other, each under its title."""
+    band = TITLE + 2 * GAP
+    height = sum(sheet.shape[0] + band for sheet in sheets.values()) + GAP
+    whole = Image.new("RGB", (max(sheet.shape[1] for sheet in sheets.values()) + 2 * GAP, height), "white")
+    draw, top = ImageDraw.Draw(whole), 0
+    for title, sheet in sheets.items():
+        draw.text((GAP, top + GAP), title, fill="black", font=ImageFont.load_default(TITLE))
+        whole.paste(Image.fromarray(sheet), (GAP, top + band))
+        top += band + sheet.shape[0]
+    return np.array(whole)
 
 
 def wrapped(text: str, width: int, most: int) -> list[str]:

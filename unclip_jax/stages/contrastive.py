@@ -7,17 +7,22 @@ Negatives are the other pairs of the batch; with `optim.accumulate` > 1, of the 
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from unclip_jax.images.pixels import to_float
 from unclip_jax.models.clip import MAX_LOGIT_SCALE, CLIPSpec, unit
 from unclip_jax.parallel.layout import all_gather_batch, global_rows
-from unclip_jax.stages.stage import Batch, Encoders, Stage, StageMetrics
+from unclip_jax.stages.exhibits import Cosines
+from unclip_jax.stages.stage import Batch, Encoders, Stage, StageMetrics, Weights, crowded
+
+NOTABLE = 0.05
+"""Share of a batch that has to be repeated before it is worth a line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,7 @@ class ContrastiveStage(Stage):
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
     ) -> tuple[Float[Array, " b"], StageMetrics]:
         del target, frozen, keys
-        images = to_float(batch[f"image_{self.network.image_tower.image_size}"])
+        images = to_float(batch[self._images])
         z_i = unit(self.network.encode_image(params, images))
         scale = jnp.exp(jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE))
 
@@ -68,5 +73,41 @@ class ContrastiveStage(Stage):
         }
         return -(image_to_text + text_to_image) / 2, metrics
 
+    @property
+    def num_previewed(self) -> int:
+        return 16
+
+    def preview(self, weights: Weights, batch: Batch) -> Cosines:
+        """Return the cosines of captions with images: a good CLIP shows a diagonal."""
+        images = to_float(batch[self._images])
+        z_i = unit(self.network.encode_image(weights.params, images))
+        z_t = unit(self.network.encode_text(weights.params, batch["tokens"]).z_t)
+        return Cosines(values=z_t @ z_i.T, pictures=images, rows="captions, z_t", columns="images, z_i")
+
+    def remarks_on_sizes(self, batch_size: int, num_records: int, microbatches: int, hard: bool) -> Iterator[str]:
+        if min(batch_size // microbatches, num_records) == 1 and not hard:
+            yield (
+                "a pair that is compared with no other teaches CLIP nothing; "
+                "train on more pictures, raise --data.batch-size, or lower --optim.accumulate"
+            )
+        elif batch_size > num_records:
+            yield crowded(batch_size, num_records, ", and the loss takes copies of a pair for negatives")
+
+    def remarks_on_batch(self, batch: Mapping[str, np.ndarray], repeated: bool) -> Iterator[str]:
+        pictures = batch[self._images]
+        count = len(pictures)
+        found = []
+        for name, rows in {"caption": batch["tokens"], "picture": pictures}.items():
+            copies = count - len({row.tobytes() for row in rows})
+            if copies >= NOTABLE * count:
+                found.append(f"{copies} repeat the {name}")
+        if found and not repeated:
+            told = f"of {count} pairs of the first batch {' and '.join(found)} of another"
+            yield f"{told}, and the loss takes them for negatives"
+
     def describe(self) -> str:
         return "contrastive"
+
+    @property
+    def _images(self) -> str:
+        return f"image_{self.network.image_tower.image_size}"

@@ -33,15 +33,20 @@ from unclip_jax.diffusion import (
     samplers,
 )
 from unclip_jax.diffusion.losses import first_guess
+from unclip_jax.images.masks import random_masks
+from unclip_jax.images.pixels import to_float
 from unclip_jax.models.base import Denoiser
 from unclip_jax.models.clip import CLIPSpec, unit
 from unclip_jax.parallel.layout import rows_per_device
 from unclip_jax.stages.conditions import Condition, Fields
 from unclip_jax.stages.encoders import Arrays
+from unclip_jax.stages.exhibits import Cosines, Exhibit, Pictures
 from unclip_jax.stages.random import DROPOUT, TIME, random_noise, stream
 from unclip_jax.stages.settings import Options, SamplingSettings
 from unclip_jax.stages.spaces import EmbeddingStats, Space
 from unclip_jax.stages.stage import Batch, Encoders, Stage, StageMetrics, Weights
+
+PREVIEW = SamplingSettings(steps=16)
 
 
 class Problem(NamedTuple):
@@ -165,6 +170,22 @@ class DiffusionStage(Stage):
         count = options.settings.num_candidates
         return self.space.best(written, jax.tree.map(lambda x: x[::count], problem.cond), count)
 
+    @property
+    def num_previewed(self) -> int:
+        return 8 if self.image_size is not None else 16
+
+    def preview(self, weights: Weights, batch: Batch) -> Exhibit:
+        """Return pictures, see `_pictures`; of embeddings the cosines of sampled with true ones: a good prior shows a
+        diagonal."""
+        if self.image_size is not None:
+            return self._pictures(weights, batch)
+        true = self.space.target(self.writes, weights.frozen, batch)
+        sampled = self.sample(Options(settings=PREVIEW), weights, batch, _preview_noise(len(true)))
+        seen = [name for name, value in batch.items() if name.startswith("image_") and value.ndim == 4]
+        pictures = to_float(batch[seen[0]]) if seen else None
+        rows = f"captions, {self.writes} sampled"
+        return Cosines(values=unit(sampled) @ unit(true).T, pictures=pictures, rows=rows, columns=f"true {self.writes}")
+
     def problem(self, options: Options, weights: Weights, inputs: Arrays) -> Problem:
         """Return the problem to solve for the rows of `inputs`, the arrays that the stage reads, for any sampler or
         operation."""
@@ -222,6 +243,26 @@ class DiffusionStage(Stage):
         from_sizes = "".join(f"{name.removeprefix('image_')} -> " for name in self.reads if name.startswith("image_"))
         return f"{from_sizes}{self.network.describe()}; {self.process.describe()}, predicts {self.process.prediction}"
 
+    def _pictures(self, weights: Weights, batch: Batch) -> Pictures:
+        """Return images, those that a condition is made of, such as a low-resolution one, and samples; for an
+        inpainting network the masked images as well, and their inpainting."""
+        options, x_0 = Options(settings=PREVIEW), to_float(batch[f"image_{self.image_size}"])
+        rows, arrays = {"images": x_0}, dict(batch)
+        for each in self.conditions:
+            if derived := each.derive(self.network, x_0):
+                arrays |= derived
+                fields = each.sample(self.network, weights.frozen, arrays, len(x_0))
+                rows |= {name: field for name, field in fields.items() if field.shape == x_0.shape}
+        noise = _preview_noise(len(x_0))
+        rows["samples"] = self.sample(options, weights, arrays, noise)
+        if "masked_image" in self.network.cond_fields:
+            mask = random_masks(jax.random.split(jax.random.key(1), len(x_0)), x_0.shape[1], 0.0)
+            known = {"known_image": x_0, "mask_to_fill": mask}
+            rows["masked"] = jnp.where(mask[..., None], 0.0, x_0)
+            filled = self.sample(options, weights, arrays | known, noise)
+            rows["inpainted"] = jnp.where(mask[..., None], filled, x_0)
+        return Pictures(rows=tuple(rows.values()), names=tuple(name.replace("_", " ") for name in rows))
+
     def _model_fn(self, params: Params, dropout_keys: Key[Array, " b"] | None = None) -> ModelFn:
         return functools.partial(self.network.apply, params, dropout_keys=dropout_keys)
 
@@ -256,3 +297,7 @@ class DiffusionStage(Stage):
             "cosine_shuffled": metric(guesses[1::2]),
             "cosine_z_t": metric(cond.z_t[::2]),
         }
+
+
+def _preview_noise(count: int) -> KeyNoise:
+    return KeyNoise(key=jax.random.key(0), indices=jnp.arange(count))

@@ -13,7 +13,7 @@ it. Names of arrays are the same everywhere:
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 import jax
@@ -28,6 +28,7 @@ from unclip_jax.models.base import Network
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.parallel.rules import Rules
 from unclip_jax.stages.encoders import Arrays, abstract_encoder
+from unclip_jax.stages.exhibits import Exhibit
 from unclip_jax.stages.settings import Options, SamplingSettings
 from unclip_jax.stages.spaces import EmbeddingStats
 
@@ -147,6 +148,39 @@ class Stage:
             frozen["stats"] = EmbeddingStats(mean=vector, std=vector)
         return frozen
 
+    @property
+    def num_previewed(self) -> int:
+        """Examples that a preview in training shows; 0 for a stage that has nothing to show."""
+        return 0
+
+    def preview(self, weights: Weights, batch: Batch) -> Exhibit:
+        """Return what there is to see of the first examples of a training batch of whole images; pure, to be compiled.
+
+        Only for a stage with `num_previewed` above 0.
+        """
+        raise NotImplementedError
+
+    def remarks_on_sizes(self, batch_size: int, num_records: int, microbatches: int, hard: bool) -> Iterator[str]:
+        """Yield what a person should know of the sizes of a run alone, a line each.
+
+        Args:
+            batch_size: examples in the global batch, which is cut into `microbatches`.
+            num_records: examples that there are.
+            hard: whether the data make hard negatives.
+        """
+        del microbatches, hard
+        if batch_size > num_records:
+            yield crowded(batch_size, num_records)
+
+    def remarks_on_batch(self, batch: Mapping[str, np.ndarray], repeated: bool) -> Iterator[str]:
+        """Yield what the first training batch, or one host's rows of it, shows that a person should know.
+
+        Args:
+            repeated: whether it is larger than the data, so that it must have copies.
+        """
+        del batch, repeated
+        yield from ()
+
     def check(self) -> None:
         """Raise UserError where network and stage do not fit each other."""
 
@@ -157,6 +191,14 @@ class Stage:
 
 STAGES: dict[str, type[Stage]] = {}
 """Stage classes by their name in JSON; see `unclip_jax.stages`."""
+
+
+def crowded(batch_size: int, num_records: int, harm: str = "") -> str:
+    """Return the remark on a batch that is larger than the data."""
+    data = f"the data, {num_records} picture{'s' * (num_records > 1)}"
+    each = f"{batch_size / num_records:.3g} times"
+    advice = f"--data.batch-size {num_records} has each once"
+    return f"a batch of {batch_size} is more than {data}: each is in it {each}{harm}; {advice}"
 
 
 def array_shape(name: str, encoders: Encoders) -> jax.ShapeDtypeStruct:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int, Int32
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from unclip_jax.core.errors import UserError
@@ -164,6 +164,11 @@ class Tokenizer:
             overflow = encoding.offsets[context - 2 :]
             truncated.append(caption[overflow[0][0] :].strip() if overflow else None)
         return Encoded(tokens=tokens, mask=mask, truncated=truncated)
+
+    def decode(self, tokens: Int[np.ndarray, "b n"]) -> list[str]:
+        """Return the captions of rows as `encode` makes them: as it reads them, in lower case, and cut where it cut."""
+        rows = [row[1 : (*row, self.eos_id).index(self.eos_id, 1)] for row in np.asarray(tokens).tolist()]
+        return [text.strip() for text in self._tokenizer.decode_batch(rows, skip_special_tokens=False)]
 
     @property
     def vocab_size(self) -> int:

@@ -1,6 +1,6 @@
 """What a person should know of a run's data before the run takes its time over them: a line each, at the start.
 
-Nothing of it keeps a run from training, and nothing of it can be seen in its loss.
+Nothing of it keeps a run from training, and nothing of it can be seen in its loss. What there is to say is the stage's.
 """
 
 import contextlib
@@ -11,46 +11,20 @@ import jax
 import numpy as np
 
 from unclip_jax.data.pipeline import BatchSpec
-from unclip_jax.stages.contrastive import ContrastiveStage
 from unclip_jax.stages.stage import Stage
-
-NOTABLE = 0.05
-"""Share of a batch that has to be repeated before it is worth a line."""
 
 
 def of_sizes(stage: Stage, spec: BatchSpec, num_records: int, microbatches: int) -> Iterator[str]:
     """Yield what the sizes alone say."""
-    contrastive = isinstance(stage, ContrastiveStage)
-    if contrastive and min(spec.batch_size // microbatches, num_records) == 1 and not spec.negatives:
-        yield (
-            "a pair that is compared with no other teaches CLIP nothing; "
-            "train on more pictures, raise --data.batch-size, or lower --optim.accumulate"
-        )
-    elif spec.batch_size > num_records:
-        data = f"the data, {num_records} picture{'s' * (num_records > 1)}"
-        harm = ", and the loss takes copies of a pair for negatives" if contrastive else ""
-        each = f"{spec.batch_size / num_records:.3g} times"
-        yield (
-            f"a batch of {spec.batch_size} is more than {data}: each is in it {each}{harm}; "
-            f"--data.batch-size {num_records} has each once"
-        )
+    yield from stage.remarks_on_sizes(spec.batch_size, num_records, microbatches, bool(spec.negatives))
 
 
 def of_batch(stage: Stage, spec: BatchSpec, num_records: int, batch: dict[str, np.ndarray]) -> Iterator[str]:
     """Yield what the first batch shows, which may be one host's rows."""
-    if not isinstance(stage, ContrastiveStage):
-        return
-    pictures = batch[f"image_{stage.network.image_tower.image_size}"]
-    count = len(pictures)
-    found = []
-    for name, rows in {"caption": batch["tokens"], "picture": pictures}.items():
-        repeated = count - len({row.tobytes() for row in rows})
-        if repeated >= NOTABLE * count:
-            found.append(f"{repeated} repeat the {name}")
-    if found and spec.batch_size <= num_records:
-        copies = f"of {count} pairs of the first batch {' and '.join(found)} of another"
-        yield f"{copies}, and the loss takes them for negatives"
+    # Of a batch that is larger than the data, its size has said it.
+    yield from stage.remarks_on_batch(batch, repeated=spec.batch_size > num_records)
     if "has_negative" in batch and not batch["has_negative"].any():
+        count = len(batch["has_negative"])
         yield f"no caption of the first {count} has the words of --negatives ({'; '.join(spec.negatives)}) to exchange"
 
 

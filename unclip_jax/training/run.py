@@ -102,7 +102,7 @@ def _train(config: Config) -> State:
         optim=config.optim,
         run=config.run,
         meta=meta,
-        preview=make_preview(stage, lambda step: batches_of(whole, step)),
+        preview=make_preview(stage, {"training": lambda step: batches_of(whole, step)}, tokenizer),
         start_params=lambda: None if origin is None or origin.resumed else origin.params(stage.network),
     )
 
