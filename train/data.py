@@ -95,7 +95,7 @@ def _images_per_second(options: Options, source: KeyedSource) -> float:
     """Measure the pipeline, over as many batches as `examples` fill, after one that starts it."""
     data = options.data
     spec = BatchSpec(batch_size=data.batch_size, sizes=(options.size,), flip=data.flip, seed=data.seed)
-    count = max(options.examples // data.batch_size, 1)
+    count = max(min(options.examples, len(source)) // data.batch_size, 1)
     with contextlib.closing(data.batches(source, None, spec, 0)) as batches:
         next(batches)
         start = time.perf_counter()

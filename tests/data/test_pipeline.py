@@ -8,7 +8,7 @@ from PIL import Image
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.data.pipeline import BatchSpec, batches
-from unclip_jax.data.sources import Record
+from unclip_jax.data.records import Record
 from unclip_jax.images.transforms import fit
 from unclip_jax.text.tokenizer import Tokenizer
 

@@ -107,6 +107,6 @@ def test_options_reach_the_folder(write, tmp_path):
 
 @pytest.mark.parametrize("name", ["coco", "", "~no-such-user", "x" * 5000])
 def test_an_unknown_name_says_what_is_possible(tmp_path, name):
-    with pytest.raises(UserError, match="; give captioned_shapes, a folder of images, or tar files") as raised:
+    with pytest.raises(UserError, match="; give captioned_shapes, a folder of images, files as in ") as raised:
         open_source(name, "train", tmp_path)
     assert str(raised.value).startswith(f"no dataset '{name[:500]}")

@@ -11,9 +11,10 @@ from tests.data.test_folder import write_captioned
 from unclip_jax.core.errors import UserError
 from unclip_jax.data import DataConfig, tar_index
 from unclip_jax.data.folder import FolderSource
+from unclip_jax.data.patterns import files_of
 from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.sources import open_source
-from unclip_jax.data.tars import TarSource, shards_of
+from unclip_jax.data.tars import TarSource
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -214,7 +215,7 @@ def test_no_file_of_bytes_is_more_than_an_error(tmp_path):
 )
 def test_patterns_that_mean_no_file(tmp_path, pattern, line):
     with pytest.raises(UserError, match=line):
-        shards_of(f"{tmp_path}/{pattern}")
+        files_of(f"{tmp_path}/{pattern}")
 
 
 def test_captions_are_missing_and_splits_too(tmp_path):

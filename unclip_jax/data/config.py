@@ -6,6 +6,7 @@ from collections.abc import Generator
 import numpy as np
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.data.columns import Columns
 from unclip_jax.data.filters import Condition, DescribedSource, FilteredSource
 from unclip_jax.data.mixtures import MixtureSource, parts_of
 from unclip_jax.data.pipeline import BatchSpec, batches
@@ -26,10 +27,11 @@ class DataConfig:
     """Where examples come from and how many make a batch."""
 
     source: str = "captioned_shapes"
-    """"captioned_shapes"; a folder of images with captions (x.jpg + x.txt, metadata.jsonl or metadata.csv) or of tar
-    files; or tar files as WebDataset and img2dataset write them: "shards/{000..099}.tar", "a/*.tar::b/*.tar". Several
-    as a mixture: "0.7 * shards/*.tar + 0.3 * photos", or without weights, each record once. Or "store:FOLDER":
-    embeddings that `python -m train.encode` or others computed, with captions and without images."""
+    """"captioned_shapes"; a folder of images with captions (x.jpg + x.txt, metadata.jsonl or metadata.csv); files, or a
+    folder of them: tar as WebDataset and img2dataset write them ("shards/{000..099}.tar", "a/*.tar::b/*.tar"), parquet,
+    TFRecord or ArrayRecord of tf.train.Example; "tfds:NAME/CONFIG:VERSION"; "hf:OWNER/NAME", "hf:FOLDER". Several as a
+    mixture: "0.7 * shards/*.tar + 0.3 * photos", or without weights, each record once. Or "store:FOLDER": embeddings
+    that `python -m train.encode` or others computed, with captions and without images."""
     embeddings: str = ""
     """A store of embeddings, whose z_i are joined to the images by their keys, instead of encoding these anew."""
     store_clip: str = ""
@@ -37,8 +39,14 @@ class DataConfig:
     where: tuple[str, ...] = ()
     """Conditions on what is stored with a record, all of which it has to meet: "aesthetic >= 5", "license == CC0"; and
     on its image, "side >= 256" (px, the shorter one), "aspect <= 2" (the longer over the shorter)."""
+    image_column: str = ""
+    """Of parquet, TFRecord, ArrayRecord, tfds: and hf:, the column of the image; by default it is guessed."""
+    caption_column: str = ""
+    """The column of the caption, or of a list of them."""
+    key_column: str = ""
+    """The column of the key, which stored embeddings are joined by."""
     split: str = "train"
-    """"train", "test" (of a folder), "test_seen" or "test_unseen" (of captioned_shapes)."""
+    """"train", "test" (of a folder), "test_seen" or "test_unseen" (of captioned_shapes), or one of tfds: and hf:."""
     data_dir: str = "data"
     """Where captioned_shapes is built and kept."""
     batch_size: int
@@ -103,6 +111,7 @@ class DataConfig:
             self.data_dir,
             resolution=self.resolution,
             num_train=self.num_train,
+            columns=Columns(image=self.image_column, caption=self.caption_column, key=self.key_column),
             max_bad_share=self.max_bad_share,
             min_side=self.min_side,
             captions=captions,

@@ -1,133 +1,167 @@
-"""Opening a source of records by the name of a data set, or a folder."""
+"""Opening a source of records by one name.
 
+    captioned_shapes                          made on first use
+    photos/                                   a folder of images, or of files of one of the formats below
+    shards/{000..099}.tar                     WebDataset and img2dataset
+    data/*.parquet                            img2dataset and the Hub
+    a.tfrecord-00000-of-00010, b.array_record of tf.train.Example
+    tfds:coco_captions/2014:1.1.0             prepared by TensorFlow Datasets
+    hf:owner/name, hf:folder                  the datasets library
+
+What comes of any of them is the same: records at random, in a fixed order, with keys, what is bad counted and named.
+"""
+
+import dataclasses
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from unclip_jax.core.errors import UserError
-from unclip_jax.core.extras import needs
 from unclip_jax.core.unicode import printable
-from unclip_jax.data.filters import MEASURED, DescribedSource, measures
+from unclip_jax.data.array_records import ArrayRecords
+from unclip_jax.data.columns import Columns, Rows, RowSource
+from unclip_jax.data.filters import DescribedSource
 from unclip_jax.data.folder import FolderSource
-from unclip_jax.data.records import Record, Report
+from unclip_jax.data.hub import HubRows
+from unclip_jax.data.parquet import ParquetRows
+from unclip_jax.data.patterns import files_of
+from unclip_jax.data.shapes_source import ShapesSource
 from unclip_jax.data.tables import TABLES
-from unclip_jax.data.tars import TarSource, shards_of
+from unclip_jax.data.tars import TarSource
+from unclip_jax.data.tfds_rows import TFDSRows
+from unclip_jax.data.tfrecords import open_tfrecords
 from unclip_jax.images.files import IMAGE_SUFFIXES
-from unclip_jax.images.transforms import image_size, read_image
 
 HELD_OUT = ("val", "valid", "validation", "dev")
 """Names of folders that are not meant for training."""
+KNOWN = "captioned_shapes, a folder of images, files as in shards/{000..099}.tar, tfds:NAME or hf:NAME"
 
 
-class ShapesSource:
-    """The captioned-shapes dataset, made on first use under `data_dir` and read lazily through TFDS.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taking:
+    """What is taken of a source: see `RowSource`, `FolderSource` and `TarSource`."""
 
-    Args:
-        data_dir: folder that TFDS keeps its datasets in.
-        split: "train", "test_seen", "test_unseen" or a slice such as "train[:1000]".
-        resolution, num_train, num_test: of the dataset where it has to be made; see `captioned_shapes.prepare`.
-    """
+    max_bad_share: float = 0.01
+    min_side: int = 8
+    captions: bool = True
 
-    def __init__(self, data_dir: str | Path, split: str, *, resolution: int, num_train: int, num_test: int):
-        # Imported here because TFDS takes a second, which a folder of images need not wait for.
-        with needs("data"):
-            import tensorflow_datasets as tfds
+    def rows(self, rows: Rows, columns: Columns, bad: Mapping[str, str] | None = None) -> RowSource:
+        """Return the records of rows."""
+        return RowSource(rows, columns, bad=bad, **dataclasses.asdict(self))
 
-            from unclip_jax.data.captioned_shapes import builder as captioned_shapes
 
-        builder = captioned_shapes.prepare(data_dir, resolution, num_train, num_test)
-        try:
-            raw = {"image": tfds.decode.SkipDecoding()}
-            self._records = builder.as_data_source(split, decoders=raw)  # pyright: ignore[reportCallIssue]
-        except ValueError as error:
-            raise UserError(
-                f"captioned_shapes has no split {split!r}; use one of {', '.join(builder.info.splits)}"
-            ) from error
+def _tars(files: Sequence[str], columns: Columns, taking: Taking) -> DescribedSource:
+    return TarSource(files, **dataclasses.asdict(taking))
 
-    def __len__(self) -> int:
-        return len(self._records)
 
-    def __getitem__(self, index: int) -> Record:
-        features = self._records[index]
-        name = features["name"].decode()
-        image = np.array(read_image(features["image"], name=name))
-        return Record(image=image, captions=(features["caption"].decode(),), name=name, key=name)
+def _parquet(files: Sequence[str], columns: Columns, taking: Taking) -> DescribedSource:
+    return taking.rows(ParquetRows(files, columns, captions=taking.captions), columns)
 
-    def key(self, index: int) -> str:
-        """Return the key of a record, its name."""
-        return self._records[index]["name"].decode()
 
-    def report(self) -> Report:
-        """Report what there is; nothing is left out."""
-        return {"images": len(self), "bad": {}}
+def _tfrecords(files: Sequence[str], columns: Columns, taking: Taking) -> DescribedSource:
+    rows = open_tfrecords(files)
+    return taking.rows(rows, columns, rows.faults)
 
-    def describe(self, names: frozenset[str]) -> Iterator[dict[str, object]]:
-        """Yield the columns `names` of every record; see `filters.DescribedSource`."""
-        for index in range(len(self)):
-            features = self._records[index]
-            found: dict[str, object] = {} if "name" not in names else {"name": features["name"].decode()}
-            yield found | (measures(image_size(features["image"]), names) if names & MEASURED else {})
 
-    def columns(self) -> list[str]:
-        """Return the names of the columns."""
-        return ["name"]
+def _array_records(files: Sequence[str], columns: Columns, taking: Taking) -> DescribedSource:
+    return taking.rows(ArrayRecords(files), columns)
+
+
+FORMATS: dict[str, tuple[re.Pattern[str], Callable[[Sequence[str], Columns, Taking], DescribedSource]]] = {
+    "tar": (re.compile(r"\.tar$"), _tars),
+    "parquet": (re.compile(r"\.parquet$"), _parquet),
+    "tfrecord": (re.compile(r"\.tfrecords?(-\d+-of-\d+)?$"), _tfrecords),
+    "array_record": (re.compile(r"\.array_?record(-\d+-of-\d+)?$"), _array_records),
+}
+"""Formats of files by name: how a file is called, and what opens several."""
 
 
 def open_source(
-    name_or_folder: str | Path,
+    name: str | Path,
     split: str,
     data_dir: str | Path,
     *,
     resolution: int = 128,
     num_train: int = 60_000,
     num_test: int = 1_024,
+    columns: Columns = Columns(),  # noqa: B008
     max_bad_share: float = 0.01,
     min_side: int = 8,
     captions: bool = True,
 ) -> DescribedSource:
-    """Open a dataset by name, a folder of captioned images, or tar files of them.
+    """Open a source by name.
 
     Args:
-        name_or_folder: "captioned_shapes"; a folder of images or of tar files; or tar files themselves, see
-            `tars.shards_of`. A folder with subfolders `train` and `test` has these splits; one without is all "train".
+        name: see above. A folder with subfolders `train` and `test` has these splits; one without is all "train".
             What is not read of it is said.
-        split: "train" or "test" of a folder; for captioned_shapes see `ShapesSource`.
+        split: "train" or "test" of a folder; that of a dataset with a name.
         data_dir: where datasets with a name are kept.
         resolution, num_train, num_test: of captioned_shapes, see `ShapesSource`.
-        max_bad_share, min_side, captions: of a folder and of tar files, see `FolderSource`.
+        columns: of what has columns.
+        max_bad_share, min_side, captions: see `FolderSource`.
 
     Raises UserError for a name or a split that does not exist.
     """
-    if str(name_or_folder) == "captioned_shapes":
+    name = str(name)
+    taking = Taking(max_bad_share=max_bad_share, min_side=min_side, captions=captions)
+    if name == "captioned_shapes":
         return ShapesSource(data_dir, split, resolution=resolution, num_train=num_train, num_test=num_test)
+    if name.startswith("tfds:"):
+        return taking.rows(TFDSRows(name.removeprefix("tfds:"), split, data_dir), columns)
+    if name.startswith("hf:"):
+        return taking.rows(HubRows(name.removeprefix("hf:"), split), columns)
+    for kind, (pattern, opened) in FORMATS.items():
+        if pattern.search(name) and not os.path.isdir(os.path.expanduser(name)):
+            if split != "train":
+                raise UserError(f"{kind} files have no split {split!r}; name the files of it as the source")
+            return opened(files_of(name, kind), columns, taking)
+    folder = Path(os.path.expanduser(name))
+    if not name or not os.path.isdir(folder):
+        raise UserError(f"no dataset {name!r}; give {KNOWN}")
+    folder, files = _files_of_split(folder, split)
+    if not files:
+        return FolderSource(folder, **dataclasses.asdict(taking))
+    ((kind, found),) = files.items()
+    if any(each.name.lower().endswith(IMAGE_SUFFIXES) for each in folder.iterdir()):
+        print(f"{folder}: its {kind} files are read, not the images beside them", file=sys.stderr)
+    return FORMATS[kind][1](found, columns, taking)
 
-    kept = {"max_bad_share": max_bad_share, "min_side": min_side, "captions": captions}
-    if str(name_or_folder).endswith(".tar"):
-        if split != "train":
-            raise UserError(f"tar files have no split {split!r}; name the files of it as the source")
-        return TarSource(shards_of(str(name_or_folder)), **kept)
-    folder = Path(os.path.expanduser(name_or_folder))
-    if not str(name_or_folder) or not os.path.isdir(folder):
-        known = "captioned_shapes, a folder of images, or tar files as in shards/{000..099}.tar"
-        raise UserError(f"no dataset {str(name_or_folder)!r}; give {known}")
+
+def _files_of_split(folder: Path, split: str) -> tuple[Path, dict[str, list[str]]]:
+    """Return the folder of a split, and the files of the one format in it, if there are any.
+
+    Raises UserError for a split that is not there, and files of several formats.
+    """
     splits = [name for name in ("train", "test") if (folder / name).is_dir()]
-    if not splits and split == "train":
-        if others := [f"{name}/" for name in HELD_OUT if (folder / name).is_dir()]:
-            print(f"{folder} has no train/, so all of it is read, and {', '.join(others)} too", file=sys.stderr)
-    else:
+    if splits:
         if split not in splits:
             raise UserError(f"{folder} has no split {split!r}; put its images into the folder {folder / split}")
         if unread := _unread(folder, split):
             print(f"{folder}: {split}/ alone is read, not {', '.join(unread)}", file=sys.stderr)
         folder /= split
-    if shards := sorted(str(shard) for shard in folder.glob("*.tar")):
-        if any(each.name.lower().endswith(IMAGE_SUFFIXES) for each in folder.iterdir()):
-            print(f"{folder}: its tar files are read, not the images beside them", file=sys.stderr)
-        return TarSource(shards, **kept)
-    return FolderSource(folder, **kept)
+    files = {kind: _of_format(folder, pattern) for kind, (pattern, _) in FORMATS.items()}
+    files = {kind: found for kind, found in files.items() if found}
+    if len(files) > 1:
+        raise UserError(f"{folder} has files of several formats: {', '.join(files)}; name those to read")
+    if not splits:
+        # The Hub's names begin with the split.
+        named = {k: [f for f in found if os.path.basename(f).startswith(f"{split}-")] for k, found in files.items()}
+        if any(named.values()):
+            (kind,) = named
+            if others := len(files[kind]) - len(named[kind]):
+                print(f"{folder}: {split}-* alone is read, not {others:,} other files", file=sys.stderr)
+            return folder, named
+        if split != "train":
+            raise UserError(f"{folder} has no split {split!r}; put its images into the folder {folder / split}")
+        if others := [f"{name}/" for name in HELD_OUT if (folder / name).is_dir()]:
+            print(f"{folder} has no train/, so all of it is read, and {', '.join(others)} too", file=sys.stderr)
+    return folder, files
+
+
+def _of_format(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    return sorted(str(file.absolute()) for file in folder.iterdir() if pattern.search(file.name) and file.is_file())
 
 
 def _unread(folder: Path, split: str) -> list[str]:

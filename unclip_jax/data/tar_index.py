@@ -12,12 +12,10 @@ files' sizes and times.
 """
 
 import dataclasses
-import hashlib
 import io
 import multiprocessing
 import os
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unclip_jax.core.files import atomic_write, cache_folder
+from unclip_jax.data.index_cache import index_file, load_index, save_index
 from unclip_jax.images.files import IMAGE_SUFFIXES
 
 BLOCK = 512
@@ -79,15 +77,12 @@ class TarIndex:
 
 def read_index(shards: Sequence[str], cache_dir: str | Path | None = None) -> TarIndex:
     """Return the index of tar files: the one that is kept, or a new one."""
-    stamps = [os.stat(shard) for shard in shards]
-    known = repr(
-        [VERSION, [(shard, each.st_size, each.st_mtime_ns) for shard, each in zip(shards, stamps, strict=True)]]
-    )
-    digest = hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    file = (cache_folder() if cache_dir is None else Path(cache_dir)) / f"tars-{digest}.npz"
-    if (kept := _load(file, shards)) is not None:
-        return kept
-    total = sum(each.st_size for each in stamps)
+    file = index_file("tars", VERSION, shards, cache_dir)
+    if (kept := load_index(file, ROW, ["keys"])) is not None:
+        index = TarIndex(tuple(shards), kept.rows, kept.texts["keys"], kept.faults)
+        if not len(index.rows) or index.rows["key_end"][-1] == len(index.keys):
+            return index
+    total = sum(os.path.getsize(shard) for shard in shards)
     if total >= PARALLEL:
         print(f"reading the headers of {len(shards):,} tar files of {total / 1e9:,.1f} GB", file=sys.stderr)
     if total >= PARALLEL and len(shards) > 1:
@@ -97,7 +92,7 @@ def read_index(shards: Sequence[str], cache_dir: str | Path | None = None) -> Ta
     else:
         found = [records_of(shard) for shard in shards]
     index = _joined(shards, found)
-    _save(file, index)
+    save_index(file, index.rows, index.faults, {"keys": index.keys})
     return index
 
 
@@ -225,27 +220,3 @@ def _joined(shards: Sequence[str], found: Sequence[tuple[np.ndarray, list[str], 
     return TarIndex(
         tuple(shards), rows, b"".join(encoded), {place: why for *_, each in found for place, why in each.items()}
     )
-
-
-def _save(file: Path, index: TarIndex) -> None:
-    faults = "\n".join(f"{place}\t{why}" for place, why in index.faults.items()).encode("utf-8", "surrogateescape")
-    try:
-        with atomic_write(file) as draft, open(draft, "wb") as out:
-            np.savez(
-                out, rows=index.rows, keys=np.frombuffer(index.keys, np.uint8), faults=np.frombuffer(faults, np.uint8)
-            )
-    except OSError:
-        return  # a read-only home costs the next start another reading, no more
-
-
-def _load(file: Path, shards: Sequence[str]) -> TarIndex | None:
-    """Return what is kept; None where there is nothing, or it cannot be used."""
-    try:
-        with open(file, "rb") as source, np.load(source, allow_pickle=False) as kept:
-            rows, keys, faults = kept["rows"], kept["keys"].tobytes(), kept["faults"].tobytes()
-        if rows.dtype != ROW or (len(rows) and rows["key_end"][-1] != len(keys)):
-            return None
-        lines = faults.decode("utf-8", "surrogateescape").split("\n") if faults else []
-        return TarIndex(tuple(shards), rows, keys, dict(line.split("\t", 1) for line in lines))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None

@@ -7,7 +7,6 @@
 Records are read at random, by `unclip_jax.data.tar_index`, in the order of the files' names and of the members in each.
 """
 
-import glob
 import json
 import os
 import re
@@ -30,15 +29,13 @@ from unclip_jax.images.transforms import image_size, read_image
 MOST_IMAGE_BYTES = 1 << 28
 HEADER_BYTES = 1 << 14
 """Of an image, in which most say how large they are."""
-MOST_SHARDS = 1_000_000
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class TarSource(SkippingSource):
     """The captioned images in tar files.
 
     Args:
-        shards: the files, see `shards_of`.
+        shards: the files, see `patterns.files_of`.
         max_bad_share: largest share of records that may be unusable.
         min_side: images with fewer pixels along their shorter side are left out.
         captions: False takes images alone; every caption is then "".
@@ -129,34 +126,6 @@ class TarSource(SkippingSource):
             side = f"its shorter side has {min(image.size)} px"
             raise BadRecordError(f"{side}, fewer than min_side {self._min_side}")
         return Record(image=np.array(image), captions=captions, name=name, key=self.key(index))
-
-
-def shards_of(pattern: str) -> list[str]:
-    """Return the files that a pattern means, sorted: names with {00..99}, * and ?, several of them joined by "::".
-
-    Raises UserError where one means no file.
-    """
-    found: dict[str, None] = {}
-    for each in pattern.split("::"):
-        names = _expanded(os.path.expanduser(each))
-        for name in names:
-            files = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
-            if not files or not os.path.isfile(files[0]):
-                raise UserError(f"there is no file {name}; give tar files, as in shards/{{00000..00099}}.tar")
-            found |= dict.fromkeys(os.path.abspath(file) for file in files)
-    return sorted(found)
-
-
-def _expanded(pattern: str) -> list[str]:
-    match = _RANGE.search(pattern)
-    if match is None:
-        return [pattern]
-    first, last = int(match[1]), int(match[2])
-    if not 0 <= last - first < MOST_SHARDS:
-        raise UserError(f"{match[0]} means {last - first + 1:,} files; give a range of 1 to {MOST_SHARDS:,}")
-    numbers = [f"{number:0{len(match[1])}d}" for number in range(first, last + 1)]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [name for number in numbers for name in _expanded(f"{before}{number}{after}")]
 
 
 def _part(file: int, at: int, size: int, most: int) -> bytes:

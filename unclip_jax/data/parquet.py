@@ -1,0 +1,220 @@
+"""Parquet files of captioned images, as img2dataset and the Hub write them.
+
+    jpg binary, caption string, key string                     img2dataset
+    image struct{bytes binary, path string}, text string       the Hub
+
+A row group is compressed as a whole, so a row by itself costs the reading of all rows beside it, a hundred and more.
+That suits a stream and not a shuffle over everything, which training wants. Images are therefore unpacked once, one
+after another, into a file in the user's cache folder (as the datasets library does), and read from there at random; on
+a pod every host does that for itself. Captions and keys stay in memory, as Arrow has them.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unclip_jax.core.errors import UserError
+from unclip_jax.core.extras import needs
+from unclip_jax.core.files import atomic_write
+from unclip_jax.data.columns import MOST_IMAGE_BYTES, Columns, Rows
+from unclip_jax.data.index_cache import index_file, load_index, save_index
+from unclip_jax.data.skipping import BadRecordError
+
+ROW = np.dtype([("shard", "i4"), ("row", "i8"), ("at", "i8"), ("size", "i8")])
+VERSION = 1
+BATCH = 64
+"""Rows that are unpacked at once."""
+ANNOUNCED = 1 << 28
+"""Bytes of images from which unpacking is worth a line."""
+SPARE = 1 << 30
+"""Bytes of disk that are left alone."""
+
+ParquetFile = Any
+"""A `pyarrow.parquet.ParquetFile`."""
+Column = Any
+"""A `pyarrow.ChunkedArray`."""
+
+
+class ParquetRows(Rows):
+    """The rows of parquet files.
+
+    Args:
+        columns: which are read, as far as they are told.
+        captions: whether rows need captions.
+
+    Raises UserError for files that cannot be read or whose columns differ, and a disk without room for the images.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        columns: Columns,
+        *,
+        captions: bool = True,
+        cache_dir: str | Path | None = None,
+    ):
+        self.where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1:,} more"
+        self._shards = tuple(shards)
+        files = [_opened(shard) for shard in shards]
+        self._columns = list(files[0].schema_arrow.names)
+        for shard, file in zip(shards, files, strict=True):
+            if missing := set(self._columns) - set(file.schema_arrow.names):
+                line = f"{shard} has no column {sorted(missing)[0]!r}, which {shards[0]} has"
+                raise UserError(f"{line}; give files that are alike")
+        used = columns.among(self._columns, self.where, captions=captions)
+        self._image = used.image
+        index = index_file(f"parquet-{_word(used.image)}", VERSION, shards, cache_dir)
+        self._images = index.with_suffix(".images")
+        kept = load_index(index, ROW) if self._images.is_file() else None
+        if kept is None or len(kept.rows) != sum(file.metadata.num_rows for file in files):
+            rows = self._unpack(files)
+            save_index(index, rows, {})
+        else:
+            rows = kept.rows
+        self._rows = rows
+        small = [name for name in (used.caption, used.key) if name]
+        self._table = _tables(files, small, self.where)
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The names of the columns."""
+        return self._columns
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def cells(self, index: int, names: Sequence[str]) -> Mapping[str, object]:
+        found: dict[str, object] = {}
+        for name in names:
+            if name == self._image:
+                found[name] = self._read_image(index)
+            elif name in self._table:
+                try:
+                    found[name] = self._table[name][index].as_py()
+                except UnicodeDecodeError as error:
+                    raise BadRecordError(f"its {name} is not UTF-8") from error
+        return found
+
+    def place(self, index: int) -> str:
+        row = self._rows[index]
+        return f"{os.path.basename(self._shards[row['shard']])}, row {row['row']}"
+
+    def scan(self, names: Sequence[str]) -> Iterator[Mapping[str, object]]:
+        stored = [name for name in names if name != self._image]
+        index = 0
+        for shard in self._shards:
+            for batch in _opened(shard).iter_batches(BATCH * 16, columns=stored):
+                columns = {name: _listed(batch.column(name)) for name in stored}
+                for row in range(batch.num_rows):
+                    image = {self._image: self._read_image(index)} if self._image in names else {}
+                    yield {name: cells[row] for name, cells in columns.items()} | image
+                    index += 1
+
+    def _read_image(self, index: int) -> bytes | None:
+        row = self._rows[index]
+        if not row["size"]:
+            return None
+        with open(self._images, "rb") as images:
+            data = os.pread(images.fileno(), int(row["size"]), int(row["at"]))
+        if len(data) < row["size"]:
+            raise BadRecordError(f"{self._images} ends in it; remove that file")
+        return data
+
+    def _unpack(self, files: Sequence[ParquetFile]) -> np.ndarray:
+        """Write the images one after another, and return where they are."""
+        total = sum(_bytes_of(file, self._image) for file in files)
+        self._images.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._images.parent).free
+        if total + SPARE > free:
+            needed = f"{total / 1e9:,.1f} GB of images have to be unpacked into {self._images.parent}"
+            raise UserError(f"{needed}, where {free / 1e9:,.1f} GB are free; make room, or set XDG_CACHE_HOME")
+        if total >= ANNOUNCED:
+            print(f"unpacking {total / 1e9:,.1f} GB of images into {self._images.parent}", file=sys.stderr)
+        rows: list[tuple[int, int, int, int]] = []
+        at = 0
+        try:
+            with atomic_write(self._images) as draft, open(draft, "wb") as out:
+                for shard, file in enumerate(files):
+                    row = 0
+                    for image in _images(file, self._image, self._shards[shard]):
+                        taken = image if image is not None and len(image) <= MOST_IMAGE_BYTES else b""
+                        out.write(taken)
+                        rows.append((shard, row, at, len(taken)))
+                        at, row = at + len(taken), row + 1
+        except OSError as error:
+            line = f"{self._images} cannot be written ({error.strerror})"
+            raise UserError(f"{line}; make room, or set XDG_CACHE_HOME") from error
+        return np.array(rows, ROW) if rows else np.zeros(0, ROW)
+
+
+def _listed(column: Column) -> list[object]:
+    """Return a column's cells, None for texts that are none."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        cells: list[object] = []
+        for each in column:
+            try:
+                cells.append(each.as_py())
+            except UnicodeDecodeError:
+                cells.append(None)
+        return cells
+
+
+def _opened(shard: str) -> ParquetFile:
+    with needs("data"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    try:
+        file = pq.ParquetFile(shard)
+        file.schema_arrow.names  # noqa: B018 -- may be no text
+        return file
+    except (pa.ArrowException, OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise UserError(f"{shard} is no parquet file that can be read ({why}); copy it again") from error
+
+
+def _images(file: ParquetFile, column: str, shard: str) -> Iterator[bytes | None]:
+    """Yield the cells of the column of images as bytes."""
+    import pyarrow as pa
+
+    try:
+        for batch in file.iter_batches(BATCH, columns=[column]):
+            for cell in batch.column(0).to_pylist():
+                found = cell.get("bytes") if isinstance(cell, dict) else cell
+                yield found if isinstance(found, bytes) else None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise UserError(f"{shard} is damaged ({why}); copy it again") from error
+
+
+def _tables(files: Sequence[ParquetFile], names: Sequence[str], where: str) -> dict[str, Column]:
+    """Read small columns whole."""
+    import pyarrow as pa
+
+    try:
+        return {name: pa.chunked_array([c for f in files for c in f.read([name]).column(0).chunks]) for name in names}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise UserError(f"{where} is damaged, or its columns are of several types ({why}); copy it again") from error
+
+
+def _bytes_of(file: ParquetFile, column: str) -> int:
+    """Return the bytes that a column has when unpacked."""
+    metadata = file.metadata
+    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+    return sum(
+        group.column(number).total_uncompressed_size
+        for group in groups
+        for number in range(group.num_columns)
+        if group.column(number).path_in_schema.split(".")[0] == column
+    )
+
+
+def _word(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)[:40]
