@@ -124,7 +124,7 @@ def _tfds(folder, records):
     import tensorflow_datasets as tfds
 
     # Read later from its files alone, as by someone who has no code for it.
-    with tfds.core.registered.skip_registering():
+    with tfds.core.registered.skip_registration():
 
         class CaptionedPictures(tfds.core.GeneratorBasedBuilder):
             """Captioned pictures."""
