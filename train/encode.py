@@ -19,7 +19,7 @@ from unclip_jax.parallel import distributed
 from unclip_jax.parallel.distributed import ClusterSpec
 from unclip_jax.training.encoding import EncodeConfig, encode
 
-NO_USE = ("source", "embeddings", "store_clip", "batch_size", "flip", "seed")
+NO_USE = ("source", "embeddings", "store_clip", "store_root", "batch_size", "flip", "seed")
 """Fields of the data that matter to training alone."""
 
 

@@ -45,7 +45,9 @@ def test_an_index_is_kept_and_made_again_where_it_is_damaged(tmp_path, monkeypat
     folder = own_store(tmp_path / "s", vectors())
     index = EmbeddingStore(folder).index.folder
     read = []
-    monkeypatch.setattr(stores, "read_table", lambda path, real=stores.read_table: read.append(path) or real(path))
+    monkeypatch.setattr(
+        stores, "read_table", lambda path, root, real=stores.read_table: read.append(path) or real(path)
+    )
     EmbeddingStore(folder)
     assert not read
     (index / "ends.npy").write_bytes(b"nothing")
@@ -74,6 +76,10 @@ def test_what_clip_retrieval_writes(tmp_path):
     # float16 rounds a number by 2**-11 of itself, and the norm by no more.
     np.testing.assert_allclose(store.z_i(store.row_of("photo/012")), vectors()[12], rtol=0, atol=2 * 2**-11)
     assert np.linalg.norm(store.z_i(3)) == pytest.approx(1, abs=1e-6)
+    columns["image_path"] = [f"/data/birds/{path}" for path in columns["image_path"]]
+    folder = foreign_store(tmp_path / "t", z_i, [10, 13], **columns)
+    assert EmbeddingStore(folder).row_of("/data/birds/photo/012") == 12
+    assert EmbeddingStore(folder, "/data/birds/").row_of("photo/012") == 12
     raw = Space(clip=SPACE.clip, embed_dim=WIDTH, unit=False)
     with pytest.raises(UserError, match="holds unit vectors, and z_i of this CLIP are none"):
         store.fit(raw, stated=SPACE.clip)
@@ -238,7 +244,9 @@ def test_flipped_bytes_end_in_rows_or_in_one_line(tmp_path, name):
         data[at] ^= int(rng.integers(1, 256))
         path.write_bytes(data)
         try:
-            source = StoreSource(EmbeddingStore(tmp_path / "s", tmp_path / f"cache{number}"), max_bad_share=1.0)
+            source = StoreSource(
+                EmbeddingStore(tmp_path / "s", cache_dir=tmp_path / f"cache{number}"), max_bad_share=1.0
+            )
             outcomes.add(np.isfinite(source[3].z_i).all())
         except UserError as error:
             outcomes.add(str(error).count("\n"))

@@ -1,6 +1,6 @@
 """One of several processes of a test; it finds the others on this machine.
 
-    python -m tests.multihost.run COORDINATOR NUM_PROCESSES PROCESS_ID {stages | toy} ARGUMENTS
+    python -m tests.multihost.run COORDINATOR NUM_PROCESSES PROCESS_ID {stages | toy | encoded} ARGUMENTS
 
 ARGUMENTS are JSON, those of the functions below.
 """
@@ -19,11 +19,13 @@ from tests import tiny
 from tests.training import toy
 from tests.training.test_devices import OPTIM, STEPS, small
 from unclip_jax.core.errors import run_cli
+from unclip_jax.data.config import DataConfig
 from unclip_jax.parallel.distributed import ClusterSpec, from_all, gather_rows, put_global, start, to_host
 from unclip_jax.parallel.mesh import MeshSpec, make_mesh
 from unclip_jax.parallel.step import batch_sharding, compile_step
 from unclip_jax.sampling.text_to_image import text_to_image
 from unclip_jax.stages.encoders import frozen_shardings
+from unclip_jax.training import encoding
 from unclip_jax.training.checkpoint import FOLDER
 from unclip_jax.training.loop import train
 from unclip_jax.training.preview import first_examples
@@ -97,6 +99,24 @@ def toy_run(workdir, steps, fate=None, who=(), at=-1, pause=0.0, **run):
     train(toy.Toy(), toy.FROZEN, batches, **toy.config(workdir, steps, **{"save_every": 5, **run}))
 
 
+def encoded(photos, bundle, out, fate=None):
+    """Encodes photos; with `fate` process 1 meets that signal before it writes its second shard."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    if fate is not None and jax.process_index() == 1:
+        write_shard, written = encoding.write_shard, []
+
+        def dying(*args):
+            if written:
+                os.kill(os.getpid(), getattr(signal, fate))
+            written.append(args)
+            return write_shard(*args)
+
+        encoding.write_shard = dying
+    data = DataConfig(source=photos, batch_size=1)
+    sizes = {"dtype": "float32", "text": True, "batch_size": 2, "shard_records": 6}
+    encoding.encode(encoding.EncodeConfig(data=data, clip=bundle, out=Path(out), **sizes))
+
+
 def main():
     coordinator, count, process, job, arguments = sys.argv[1:]
     cluster = ClusterSpec(
@@ -107,7 +127,7 @@ def main():
         heartbeat_timeout=10,
     )
     start(cluster)
-    {"stages": stages, "toy": toy_run}[job](**json.loads(arguments))
+    {"stages": stages, "toy": toy_run, "encoded": encoded}[job](**json.loads(arguments))
 
 
 if __name__ == "__main__":

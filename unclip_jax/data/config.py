@@ -36,6 +36,8 @@ class DataConfig:
     """A store of embeddings, whose z_i are joined to the images by their keys, instead of encoding these anew."""
     store_clip: str = ""
     """The CLIP, a workdir or a bundle, that a store is of which does not say so itself."""
+    store_root: str = ""
+    """The folder that a store's image_path are in; what is left of them, without the suffix, are its keys."""
     where: tuple[str, ...] = ()
     """Conditions on what is stored with a record, all of which it has to meet: "aesthetic >= 5", "license == CC0"; and
     on its image, "side >= 256" (px, the shorter one), "aspect <= 2" (the longer over the shorter)."""
@@ -77,10 +79,11 @@ class DataConfig:
         """Open the store of embeddings; None where the config names none, UserError where there is none."""
         if self.alone and self.embeddings:
             raise UserError("the source is a store of embeddings already; leave out --data.embeddings")
-        if not (self.alone or self.embeddings) and self.store_clip:
-            raise UserError("there is no store of embeddings; leave out --data.store-clip")
+        for name in ("store_clip", "store_root"):
+            if getattr(self, name) and not (self.alone or self.embeddings):
+                raise UserError(f"there is no store of embeddings; leave out --data.{name.replace('_', '-')}")
         folder = self.source.removeprefix(STORE) if self.alone else self.embeddings
-        return EmbeddingStore(folder) if folder else None
+        return EmbeddingStore(folder, self.store_root) if folder else None
 
     def open(self, *, captions: bool, images: bool = True, store: EmbeddingStore | None = None) -> KeyedSource:
         """Open the source of records; raise UserError where there is none, or too much of it is broken.

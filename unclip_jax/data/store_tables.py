@@ -53,8 +53,11 @@ def read_cells(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object]
                 yield {name: column[row] for name, column in cells.items()}
 
 
-def read_table(path: Path) -> Iterator[RowTexts]:
-    """Yield the keys and captions of every row of a parquet file; UserError where it cannot be read."""
+def read_table(path: Path, root: str = "") -> Iterator[RowTexts]:
+    """Yield the keys and captions of every row of a parquet file; UserError where it cannot be read.
+
+    What `image_path` begins with, the folder `root`, is no part of a key.
+    """
     columns = table_columns(path)
     key = next((name for name in KEYS if name in columns), None)
     captions = [name for name in CAPTIONS if name in columns]
@@ -62,13 +65,14 @@ def read_table(path: Path) -> Iterator[RowTexts]:
         raise UserError(f"{path} has the columns {', '.join(captions)}, each of which may be the caption")
     wanted = [name for name in (key, *captions, OTHERS) if name is not None and name in columns]
     for number, cells in enumerate(read_cells(path, wanted)):
-        yield _row(path, number, key, captions[0] if captions else "", cells)
+        yield _row(path, root, number, key, captions[0] if captions else "", cells)
 
 
-def _row(path: Path, number: int, key: str | None, caption: str, cells: Mapping[str, object]) -> RowTexts:
+def _row(path: Path, root: str, number: int, key: str | None, caption: str, cells: Mapping[str, object]) -> RowTexts:
     name, word = f"{path.name}, row {number}", "" if key is None or cells[key] is None else str(cells[key])
-    if key == "image_path" and word.lower().endswith(IMAGE_SUFFIXES):
-        word = word.rpartition(".")[0]
+    if key == "image_path":
+        word = word.removeprefix(f"{root.rstrip('/')}/") if root else word
+        word = word.rpartition(".")[0] if word.lower().endswith(IMAGE_SUFFIXES) else word
     others = cells.get(OTHERS)
     given = (cells.get(caption), *(others if isinstance(others, list) else ()))
     lines = dict.fromkeys(" ".join(str(each).split()) for each in given if each is not None)

@@ -117,16 +117,17 @@ class EmbeddingStore:
 
     Args:
         folder: the store.
+        root: the folder that `image_path` is in, which is left out of the keys.
         cache_dir: where the index is kept; the user's cache folder where it is None.
 
     Raises UserError for a folder that is no store, and for files that contradict each other.
     """
 
-    def __init__(self, folder: str | Path, cache_dir: str | Path | None = None):
+    def __init__(self, folder: str | Path, root: str = "", cache_dir: str | Path | None = None):
         self.path = Path(os.path.expanduser(folder)).absolute()
         if not self.path.is_dir():
             raise UserError(f"there is no folder {self.path}; give a store of embeddings")
-        self.info, self._divide = read_info(self.path), False
+        self.info, self._divide, self._root = read_info(self.path), False, root
         if self.info is not None and not self.info.shards:
             raise UserError(f"{self.path} is not encoded to its end; run the same command again, it carries on")
         images, texts, self._tables = _layout(self.path)
@@ -139,7 +140,7 @@ class EmbeddingStore:
             self._check_info(self.info)
         files = [each.path for each in self._images.files] + self._tables
         stamps = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
-        self.index: StoreIndex = open_index(stamps, self._rows, cache_dir)
+        self.index: StoreIndex = open_index([root, *stamps], self._rows, cache_dir)
         if self.index.count != len(self):
             raise self._miscounted(f"{self.index.count:,} rows of metadata")
 
@@ -272,7 +273,7 @@ class EmbeddingStore:
         paired = len(self._tables) == len(self._images.files)
         for number, table in enumerate(self._tables):
             count = 0
-            for count, row in enumerate(read_table(table), 1):  # noqa: B007
+            for count, row in enumerate(read_table(table, self._root), 1):  # noqa: B007
                 yield row
             if paired and count != (own := self._images.files[number]).rows:
                 raise UserError(f"{own.path} has {own.rows:,} rows, and {table} {count:,}; copy them again")
