@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.extras import needs
@@ -13,6 +13,9 @@ from unclip_jax.data.skipping import BadRecordError
 
 LOOKED_AT = 100
 """Records that are tried for the names of features."""
+
+DataSource = Any
+"""An `ArrayRecordDataSource`."""
 
 
 class ArrayRecords(Rows):
@@ -36,10 +39,10 @@ class ArrayRecords(Rows):
         return {name: value for name, value in vars(self).items() if name != "_records"}
 
     @functools.cached_property
-    def _records(self) -> Sequence[bytes]:
+    def _records(self) -> DataSource:
         with needs("data"):
             from array_record.python.array_record_data_source import ArrayRecordDataSource
-        return cast(Sequence[bytes], ArrayRecordDataSource(list(self._shards)))
+        return ArrayRecordDataSource(list(self._shards))
 
     @property
     def columns(self) -> Sequence[str]:
