@@ -40,6 +40,15 @@ def test_bad_rows_are_left_out_counted_and_named(tmp_path, capsys):
         [strict[row] for row in range(COUNT)]
 
 
+def test_a_store_without_captions_trains_no_prior(tmp_path):
+    store = EmbeddingStore(foreign_store(tmp_path / "s", vectors(), [COUNT], key=keys(), describes=["x"] * COUNT))
+    with pytest.raises(
+        UserError, match="has no captions; name their column with --data.caption-column: key, describes"
+    ):
+        StoreSource(store)
+    assert StoreSource(store, captions=False)[2].captions == ("",)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer.train([f"a {i}" for i in range(COUNT)] * 2, 300)

@@ -11,6 +11,7 @@ from unclip_jax.core.errors import UserError
 from unclip_jax.data import stores
 from unclip_jax.data.skipping import BadRecordError
 from unclip_jax.data.store_sources import StoreSource
+from unclip_jax.data.store_tables import Wanted
 from unclip_jax.data.store_writing import file_names, read_shard
 from unclip_jax.data.stores import EmbeddingStore, Space
 
@@ -46,7 +47,7 @@ def test_an_index_is_kept_and_made_again_where_it_is_damaged(tmp_path, monkeypat
     index = EmbeddingStore(folder).index.folder
     read = []
     monkeypatch.setattr(
-        stores, "read_table", lambda path, root, real=stores.read_table: read.append(path) or real(path)
+        stores, "read_table", lambda path, wanted, real=stores.read_table: read.append(path) or real(path, wanted)
     )
     EmbeddingStore(folder)
     assert not read
@@ -79,7 +80,7 @@ def test_what_clip_retrieval_writes(tmp_path):
     columns["image_path"] = [f"/data/birds/{path}" for path in columns["image_path"]]
     folder = foreign_store(tmp_path / "t", z_i, [10, 13], **columns)
     assert EmbeddingStore(folder).row_of("/data/birds/photo/012") == 12
-    assert EmbeddingStore(folder, "/data/birds/").row_of("photo/012") == 12
+    assert EmbeddingStore(folder, Wanted(root="/data/birds/")).row_of("photo/012") == 12
     raw = Space(clip=SPACE.clip, embed_dim=WIDTH, unit=False)
     with pytest.raises(UserError, match="holds unit vectors, and z_i of this CLIP are none"):
         store.fit(raw, stated=SPACE.clip)
@@ -198,8 +199,12 @@ def test_what_is_wrong_with_others_stores_is_one_line(tmp_path):
     with pytest.raises(UserError, match="is no store of embeddings, it has no img_emb"):
         EmbeddingStore(tmp_path)
     both = foreign_store(tmp_path / "a", vectors(), [10, 13], key=keys(), caption=["x"] * COUNT, text=["y"] * COUNT)
-    with pytest.raises(UserError, match="columns caption, text, each of which may be the caption"):
+    with pytest.raises(UserError, match="has caption and text; say with --data.caption-column which is the caption"):
         EmbeddingStore(both)
+    assert EmbeddingStore(both, Wanted(caption="text")).index[3].captions == ("y",)
+    assert EmbeddingStore(both, Wanted(captions=False)).index[3].captions == ()
+    with pytest.raises(UserError, match="has no column 'id'; set --data.key-column to one of key, caption, text"):
+        EmbeddingStore(both, Wanted(key="id"))
     shifted = foreign_store(tmp_path / "b", vectors(), [10, 13], cut=[11, 12], key=keys(), caption=["x"] * COUNT)
     with pytest.raises(UserError, match="img_emb_0.npy has 10 rows, and .*metadata_0.parquet 11"):
         EmbeddingStore(shifted)

@@ -13,6 +13,7 @@ from unclip_jax.data.pipeline import BatchSpec, batches
 from unclip_jax.data.records import KeyedSource, Source
 from unclip_jax.data.sources import open_source
 from unclip_jax.data.store_sources import JoinedSource, StoreSource
+from unclip_jax.data.store_tables import Wanted
 from unclip_jax.data.stores import EmbeddingStore
 from unclip_jax.text.tokenizer import Tokenizer
 
@@ -83,7 +84,12 @@ class DataConfig:
             if getattr(self, name) and not (self.alone or self.embeddings):
                 raise UserError(f"there is no store of embeddings; leave out --data.{name.replace('_', '-')}")
         folder = self.source.removeprefix(STORE) if self.alone else self.embeddings
-        return EmbeddingStore(folder, self.store_root) if folder else None
+        if not folder:
+            return None
+        # Beside images the options name their columns, and the captions are theirs.
+        key, caption = (self.key_column, self.caption_column) if self.alone else ("", "")
+        wanted = Wanted(key=key, caption=caption, captions=self.alone, root=self.store_root)
+        return EmbeddingStore(folder, wanted)
 
     def open(self, *, captions: bool, images: bool = True, store: EmbeddingStore | None = None) -> KeyedSource:
         """Open the source of records; raise UserError where there is none, or too much of it is broken.

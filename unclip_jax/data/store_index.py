@@ -4,7 +4,7 @@
     ends.npy        where each of these ends
     hashes.npy      XXH3 of 64 bits of the keys, sorted, and in rows.npy the row of each
     twice.npy       rows whose key an earlier row has
-    index.json      version, count, and whether a row has several captions
+    index.json      version, count, how many rows have captions, and whether one has several
 
 They lie in a folder of the user's cache, under the sizes and times of the store's files. Parquet is compressed in
 groups of thousands of rows, each of which would be unpacked whole for one of them; of these files a row is two reads,
@@ -54,6 +54,7 @@ class StoreIndex:
             if said["version"] != VERSION:
                 raise ValueError(f"version {said['version']}")
             self.count, self.several = int(said["count"]), bool(said["several"])
+            self.captioned = int(said["captioned"])
             self.twice: frozenset[int] = frozenset(np.load(folder / "twice.npy", allow_pickle=False).tolist())
             sizes = {"ends": self.count, "hashes": self.count, "rows": self.count}
             for name, size in sizes.items():
@@ -136,7 +137,7 @@ def open_index(
 
 def _write(folder: Path, rows: Iterable[RowTexts]) -> None:
     folder.mkdir()
-    ends, hashes, end, several = array("Q"), array("Q"), 0, False
+    ends, hashes, end, several, captioned = array("Q"), array("Q"), 0, False, 0
     with open(folder / "texts.bin", "wb") as file:
         for row in rows:
             text = json.dumps([row.key, row.name, row.captions], ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -147,11 +148,12 @@ def _write(folder: Path, rows: Iterable[RowTexts]) -> None:
             ends.append(end)
             hashes.append(_hash(row.key))
             several = several or len(row.captions) > 1
+            captioned += bool(row.captions)
     unsorted = np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64)
     order = np.argsort(unsorted, kind="stable")
     for name, values in {"ends": np.array(ends, np.uint64), "hashes": unsorted[order], "rows": order}.items():
         np.save(folder / f"{name}.npy", values, allow_pickle=False)
-    said: dict[str, Any] = {"version": VERSION, "count": len(ends), "several": several}
+    said: dict[str, Any] = {"version": VERSION, "count": len(ends), "several": several, "captioned": captioned}
     np.save(folder / "twice.npy", np.zeros(0, np.int64), allow_pickle=False)
     (folder / "index.json").write_text(json.dumps(said), "utf-8")
     np.save(folder / "twice.npy", _twice(StoreIndex(folder), unsorted[order], order), allow_pickle=False)

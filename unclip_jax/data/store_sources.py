@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.unicode import printable
 from unclip_jax.data.captions import NO_CAPTION
 from unclip_jax.data.records import NO_IMAGE, KeyedSource, Record, Report
 from unclip_jax.data.skipping import BadRecordError, SkippingSource
@@ -28,6 +29,9 @@ class StoreSource(SkippingSource):
     def __init__(self, store: EmbeddingStore, *, max_bad_share: float = 0.01, captions: bool = True):
         self._store, self._captions = store, captions
         super().__init__(str(store.path), len(store), {}, max_bad_share)
+        if captions and not store.index.captioned:
+            columns = ", ".join(map(printable, store.columns())) or "none, it has no parquet"
+            raise UserError(f"{store.path} has no captions; name their column with --data.caption-column: {columns}")
 
     def key(self, index: int) -> str:
         return self._store.index[index].key

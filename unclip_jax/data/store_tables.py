@@ -7,18 +7,22 @@ They are read a few thousand rows at a time, once: see `unclip_jax.data.store_in
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.extras import needs
+from unclip_jax.core.unicode import printable
 from unclip_jax.data.store_index import RowTexts
 from unclip_jax.images.files import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
+SHOWN = 12
+"""Columns that a message names."""
 KEYS = ("key", "__key__", "id", "image_path")
 """Columns that name a row; the first of them that is there does. Of `image_path` the suffix of an image is left out."""
 CAPTIONS, OTHERS = ("caption", "text", "TEXT"), "other_captions"
@@ -53,23 +57,50 @@ def read_cells(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object]
                 yield {name: column[row] for name, column in cells.items()}
 
 
-def read_table(path: Path, root: str = "") -> Iterator[RowTexts]:
-    """Yield the keys and captions of every row of a parquet file; UserError where it cannot be read.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is read of the tables.
 
-    What `image_path` begins with, the folder `root`, is no part of a key.
+    Attributes:
+        key, caption: the columns; "" guesses them by their names.
+        captions: whether captions are read.
+        root: the folder that `image_path` begins with, which is no part of a key.
     """
-    columns = table_columns(path)
-    key = next((name for name in KEYS if name in columns), None)
-    captions = [name for name in CAPTIONS if name in columns]
-    if len(captions) > 1:
-        raise UserError(f"{path} has the columns {', '.join(captions)}, each of which may be the caption")
-    wanted = [name for name in (key, *captions, OTHERS) if name is not None and name in columns]
-    for number, cells in enumerate(read_cells(path, wanted)):
-        yield _row(path, root, number, key, captions[0] if captions else "", cells)
+
+    key: str = ""
+    caption: str = ""
+    captions: bool = True
+    root: str = ""
+
+    def columns(self, path: Path, names: Sequence[str]) -> tuple[str, str]:
+        """Return the columns of the key and of the caption, "" for none; UserError where they cannot be told."""
+        shown = ", ".join(printable(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+        for option, name in (("key", self.key), ("caption", self.caption)):
+            if name and name not in names:
+                raise UserError(f"{path} has no column {name!r}; set --data.{option}-column to one of {shown}")
+        captions = [name for name in CAPTIONS if name in names]
+        if self.captions and not self.caption and len(captions) > 1:
+            raise UserError(f"{path} has {' and '.join(captions)}; say with --data.caption-column which is the caption")
+        caption = self.caption or next(iter(captions), "")
+        key = self.key or next((name for name in KEYS if name in names), "")
+        return key, caption if self.captions else ""
 
 
-def _row(path: Path, root: str, number: int, key: str | None, caption: str, cells: Mapping[str, object]) -> RowTexts:
-    name, word = f"{path.name}, row {number}", "" if key is None or cells[key] is None else str(cells[key])
+def read_table(path: Path, wanted: Wanted) -> Iterator[RowTexts]:
+    """Yield the keys and captions of every row of a parquet file; UserError where it cannot be read."""
+    names = table_columns(path)
+    key, caption = wanted.columns(path, names)
+    others = OTHERS if caption and OTHERS in names else ""
+    columns = [name for name in (key, caption, others) if name]
+    if not columns:
+        line = "has no column with a name for the key or the caption"
+        raise UserError(f"{path} {line}; set --data.key-column or --data.caption-column to one of {', '.join(names)}")
+    for number, cells in enumerate(read_cells(path, columns)):
+        yield _row(path, wanted.root, number, key, caption, cells)
+
+
+def _row(path: Path, root: str, number: int, key: str, caption: str, cells: Mapping[str, object]) -> RowTexts:
+    name, word = f"{path.name}, row {number}", "" if cells.get(key) is None else str(cells[key])
     if key == "image_path":
         word = word.removeprefix(f"{root.rstrip('/')}/") if root else word
         word = word.rpartition(".")[0] if word.lower().endswith(IMAGE_SUFFIXES) else word

@@ -33,7 +33,7 @@ from unclip_jax.core.reading import parse_json, read_text
 from unclip_jax.data.npy_rows import NpyFile, NpyRows
 from unclip_jax.data.skipping import BadRecordError
 from unclip_jax.data.store_index import RowTexts, StoreIndex, open_index
-from unclip_jax.data.store_tables import read_cells, read_table, table_columns
+from unclip_jax.data.store_tables import Wanted, read_cells, read_table, table_columns
 
 INFO, IMAGES, TEXTS, METADATA = "store.json", "img_emb", "text_emb", "metadata"
 FORMAT = 1
@@ -44,6 +44,7 @@ UNIT = 0.01
 LOOKED_AT = 256
 """Rows whose norms are looked at, to tell whether a store is of unit vectors."""
 ANNOUNCED = 1_000_000
+EVERYTHING = Wanted()
 
 Stated = Literal["unit", "raw"]
 
@@ -117,17 +118,17 @@ class EmbeddingStore:
 
     Args:
         folder: the store.
-        root: the folder that `image_path` is in, which is left out of the keys.
+        wanted: what is read of its tables.
         cache_dir: where the index is kept; the user's cache folder where it is None.
 
     Raises UserError for a folder that is no store, and for files that contradict each other.
     """
 
-    def __init__(self, folder: str | Path, root: str = "", cache_dir: str | Path | None = None):
+    def __init__(self, folder: str | Path, wanted: Wanted = EVERYTHING, cache_dir: str | Path | None = None):
         self.path = Path(os.path.expanduser(folder)).absolute()
         if not self.path.is_dir():
             raise UserError(f"there is no folder {self.path}; give a store of embeddings")
-        self.info, self._divide, self._root = read_info(self.path), False, root
+        self.info, self._divide, self._wanted = read_info(self.path), False, wanted
         if self.info is not None and not self.info.shards:
             raise UserError(f"{self.path} is not encoded to its end; run the same command again, it carries on")
         images, texts, self._tables = _layout(self.path)
@@ -140,7 +141,7 @@ class EmbeddingStore:
             self._check_info(self.info)
         files = [each.path for each in self._images.files] + self._tables
         stamps = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
-        self.index: StoreIndex = open_index([root, *stamps], self._rows, cache_dir)
+        self.index: StoreIndex = open_index([wanted, *stamps], self._rows, cache_dir)
         if self.index.count != len(self):
             raise self._miscounted(f"{self.index.count:,} rows of metadata")
 
@@ -273,7 +274,7 @@ class EmbeddingStore:
         paired = len(self._tables) == len(self._images.files)
         for number, table in enumerate(self._tables):
             count = 0
-            for count, row in enumerate(read_table(table, self._root), 1):  # noqa: B007
+            for count, row in enumerate(read_table(table, self._wanted), 1):  # noqa: B007
                 yield row
             if paired and count != (own := self._images.files[number]).rows:
                 raise UserError(f"{own.path} has {own.rows:,} rows, and {table} {count:,}; copy them again")
