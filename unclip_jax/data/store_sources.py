@@ -46,7 +46,7 @@ class StoreSource(SkippingSource):
         captions = said.captions if self._captions else ("",)
         if not captions:
             raise BadRecordError(NO_CAPTION)
-        if (fault := caption_fault("caption", captions)) is not None:
+        if self._captions and (fault := caption_fault("caption", captions)) is not None:
             raise BadRecordError(fault)
         z_t = self._store.z_t(index) if "z_t" in self._store.arrays else None
         z_i = self._store.z_i(index)
