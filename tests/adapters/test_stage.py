@@ -38,6 +38,7 @@ def filled(stage, seed=0):
     return jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "prior"])
 def test_the_gradient_is_that_of_the_whole_network_through_the_merge(kind):
     """dL/dA = s dL/dW B^T and dL/dB = s A^T dL/dW, with dL/dW of full training at the merged weights."""
@@ -77,6 +78,7 @@ def test_a_convolutions_gradient_sums_over_its_places():
     assert_close(of_b[0, 0], 0.5 * jnp.einsum("yxio,yxir->ro", g, a), terms=36)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["prior", "upsampler_0"])
 def test_it_samples_what_the_merged_weights_sample(part):
     system = tiny.system()

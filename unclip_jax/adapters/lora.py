@@ -132,7 +132,7 @@ def merge(params: Params, adapter: Params, scales: Scales) -> Params:
 
 
 def adapter_rules(rules: Rules, shapes: Params, lora: LoRAConfig) -> Rules:
-    """Return where an adapter lies on a mesh, by the rules of its network: the inputs of A and the outputs of B as those
+    """Return where an adapter lies on a mesh, by the rules of its network: inputs of A and outputs of B as those
     of the kernel, the rank whole."""
     found: list[tuple[str, P]] = []
     for path, kernel in lora.layers(shapes).items():

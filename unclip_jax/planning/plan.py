@@ -28,6 +28,7 @@ from unclip_jax.planning.chips import Chip, Slice
 from unclip_jax.planning.flops import count_flops
 from unclip_jax.planning.hlo import Collective, Program
 from unclip_jax.stages.encoders import frozen_shardings
+from unclip_jax.training.adapting import trained_stage
 from unclip_jax.training.config import OptimConfig
 from unclip_jax.training.stage_configs import Config
 from unclip_jax.training.state import abstract_state, state_shardings
@@ -158,7 +159,7 @@ def training_step(
     config: Config, encoders: Mapping[str, Network], optim: OptimConfig, mesh: Mesh
 ) -> tuple[jax.stages.Wrapped, tuple[PyTree, PyTree, PyTree]]:
     """Return the jitted step, and its state, frozen parameters and batch as shapes with shardings."""
-    stage = config.stage()
+    stage = trained_stage(config)
     state = abstract_state(stage, optim, mesh)
     shardings = state_shardings(state)
     shapes = stage.abstract_frozen(encoders)
@@ -220,7 +221,7 @@ def sum_by_kind(collectives: list[Collective]) -> dict[str, Traffic]:
 
 
 def _step(config: Config, optim: OptimConfig) -> StepFn:
-    return make_step(config.stage(), optim, total_steps=1, seed=0)
+    return make_step(trained_stage(config), optim, total_steps=1, seed=0)
 
 
 def _num_batch_shards(mesh: Mesh) -> int:

@@ -6,6 +6,7 @@
     stats          the scale of the space that a prior works in
     sampling       the settings that a bundle samples them with
     license        the licence of the weights that they were trained from
+    adapter        of an adapter, which weights it adapts
 
 A checkpoint has it in `extra` of its meta, a bundle in config.json and beside the weights.
 """
@@ -14,6 +15,7 @@ import dataclasses
 
 import numpy as np
 
+from unclip_jax.adapters.lora import LoRAConfig
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import JsonDict
@@ -30,6 +32,16 @@ _IDENTITY = "_identity"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterOf:
+    """What an adapter is, and what it adapts: weights of this identity, which were in a run or a bundle's part."""
+
+    lora: LoRAConfig
+    base: str
+    where: str
+    part: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Belongings:
     """What belongs to weights; None, or no identity, where it is open or not known."""
 
@@ -40,6 +52,8 @@ class Belongings:
     stats: EmbeddingStats | None = None
     sampling: SamplingSettings | None = None
     license: str | None = None
+    adapter: AdapterOf | None = None
+    """Where the weights are no network's but an adapter's, trained by `unclip_jax.training.adapting`."""
 
     @classmethod
     def of_meta(cls, meta: SavedMeta, where: str) -> "Belongings":
@@ -54,9 +68,8 @@ class Belongings:
             stage = from_json(CONFIGS[meta["kind"]], meta["config"], where).stage()
         else:
             raise UserError(f"{where} is a {meta['kind']} run, which is no part of a system; give another")
-        tokenizer, sampling, stats, license = (
-            extra.get(name) for name in ("tokenizer", "sampling", "stats", "license")
-        )
+        names = ("tokenizer", "sampling", "stats", "license", "adapter")
+        tokenizer, sampling, stats, license, adapter = (extra.get(name) for name in names)
         return cls(
             stage=stage,
             tokenizer=from_json(Tokenizer, tokenizer, f"{where}: tokenizer") if tokenizer else None,
@@ -64,6 +77,7 @@ class Belongings:
             stats=from_json(_Stats, stats, f"{where}: stats").arrays() if stats else None,
             sampling=from_json(SamplingSettings, sampling, f"{where}: sampling") if sampling else None,
             license=str(license) if license else None,
+            adapter=from_json(AdapterOf, adapter, f"{where}: adapter") if adapter else None,
         )
 
     @classmethod
@@ -85,7 +99,7 @@ class Belongings:
     def to_meta(self) -> JsonDict:
         """Return `extra` of a checkpoint's meta; `of_meta` inverts it."""
         extra: JsonDict = {f"{name}{_IDENTITY}": identity for name, identity in self.identities.items()}
-        for name in ("stage", "tokenizer", "sampling", "license"):
+        for name in ("stage", "tokenizer", "sampling", "license", "adapter"):
             if (value := getattr(self, name)) is not None:
                 extra[name] = to_json(value)
         if self.stats is not None:

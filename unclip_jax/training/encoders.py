@@ -11,6 +11,7 @@ from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.models.parameters import flatten, identity, unflatten
 from unclip_jax.stages.encoders import Encoder
 from unclip_jax.text.tokenizer import Tokenizer
+from unclip_jax.training.adapting import whole
 from unclip_jax.training.belongings import Belongings
 from unclip_jax.training.checkpoint import FOLDER, read_params
 from unclip_jax.training.workdir import open_folder
@@ -43,6 +44,7 @@ class FrozenEncoder:
                 raise UserError(f"{where} is a {meta['kind']} run; set --{name} to the workdir of a {word} run")
             found = Belongings.of_meta(meta, where)
             assert found.stage is not None and found.tokenizer is not None
+            params = whole(params, found, where)
             network, own = found.stage.network, identity(params)
             if towers is not None and isinstance(network, CLIPSpec):
                 network = network.only(towers) if towers else network

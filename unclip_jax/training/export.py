@@ -19,6 +19,7 @@ from unclip_jax.stages.spaces import EmbeddingStats
 from unclip_jax.stages.stage import Stage
 from unclip_jax.systems import unclip
 from unclip_jax.systems.system import System
+from unclip_jax.training.adapting import whole
 from unclip_jax.training.belongings import Belongings
 from unclip_jax.training.checkpoint import load_params
 
@@ -151,6 +152,8 @@ def assemble_unclip(
 
 
 def read_run(path: Path) -> TrainedRun:
-    """Read the newest checkpoint of a run, its moving average; UserError where there is none."""
+    """Read the newest checkpoint of a run, its moving average, an adapter merged into what it adapts; UserError where
+    there is none."""
     params, meta = load_params(path, "ema")
-    return TrainedRun(params, Belongings.of_meta(meta, str(path)))
+    own = Belongings.of_meta(meta, str(path))
+    return TrainedRun(whole(params, own, str(path)), own)

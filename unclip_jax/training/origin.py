@@ -16,6 +16,7 @@ from unclip_jax.models.base import Denoiser, Network
 from unclip_jax.models.experts import TimestepExperts
 from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.stages.spaces import EmbeddingStats
+from unclip_jax.training.adapting import bundled, whole
 from unclip_jax.training.belongings import Belongings
 from unclip_jax.training.checkpoint import FOLDER, SavedMeta, load_params, newest_meta
 from unclip_jax.training.stage_configs import Config
@@ -56,11 +57,9 @@ class Origin:
     def params(self, network: Network) -> Params:
         """Read the weights, converted to fit `network` where it supports that (`Denoiser.start_from`)."""
         if self.part is None:
-            params = load_params(self.where)[0]
+            params = whole(load_params(self.where)[0], self.belongings, self.where)
         else:
-            system = store.load(self.where, parts=(self.part,))
-            encoders = {name: encoder.params for name, encoder in system.encoders.items()}
-            params = (encoders | system.params)[self.part]
+            params = bundled(self.where, self.part)
         return network.start_from(params) if isinstance(network, Denoiser) else params
 
     def inherit(self, own: Belongings, *, measure: bool = False) -> Belongings:

@@ -7,25 +7,33 @@ carries on, or starts from weights, takes it from there (`unclip_jax.training.or
 """
 
 import dataclasses
+import functools
 from collections.abc import Generator
 from typing import Any
 
 import jax
 import numpy as np
 
+from unclip_jax.adapters.stage import BASE, AdaptedStage
 from unclip_jax.core.errors import UserError
+from unclip_jax.core.typing import Params
 from unclip_jax.data.config import RESUMABLE_DATA_FIELDS
 from unclip_jax.data.pipeline import BatchSpec
 from unclip_jax.data.records import Source
 from unclip_jax.data.stores import EmbeddingStore, Space
+from unclip_jax.models.base import Network
 from unclip_jax.models.experts import TimestepExperts
+from unclip_jax.models.parameters import identity
+from unclip_jax.stages.encoders import Encoder
 from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training import loop, remarks
-from unclip_jax.training.belongings import Belongings
+from unclip_jax.training.adapting import trained_stage
+from unclip_jax.training.belongings import AdapterOf, Belongings
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.encoders import FrozenEncoder
 from unclip_jax.training.lock import hold
-from unclip_jax.training.origin import find_origin
+from unclip_jax.training.loop import Preview
+from unclip_jax.training.origin import Origin, find_origin, find_start
 from unclip_jax.training.preview import make_preview
 from unclip_jax.training.stage_configs import CLIPConfig, Config
 from unclip_jax.training.state import State
@@ -88,23 +96,58 @@ def _train(config: Config) -> State:
             measured = measure_stats(encoders["clip"].encoder, lambda step: batches_of(spec, step), normalise)
             own = dataclasses.replace(own, stats=measured)
         frozen["stats"] = own.stats
+    whole = dataclasses.replace(spec, crop=None)
+    trained = trained_stage(config)
+    preview = make_preview(stage, {"training": lambda step: batches_of(whole, step)}, tokenizer)
+    start = functools.partial(_start_params, origin, stage.network)
+    if isinstance(trained, AdaptedStage):
+        frozen[BASE], adapter = _adapted(config, stage.network, origin)
+        own, start = dataclasses.replace(own, adapter=adapter), lambda: None
+        preview = None if preview is None else _preview_of_adapter(trained, preview)
     meta = Meta(
         kind=config.kind,
         config=config,
         extra=own.to_meta(),
         may_change=(*RESUMABLE_DATA_FIELDS, "start_from", "stats", "sampling.*", *config.encoder_paths()),
     )
-    whole = dataclasses.replace(spec, crop=None)
     return loop.train(
-        stage,
+        trained,
         frozen,
         lambda step: remarks.remarked(batches_of(spec, step), stage, spec, len(source)),
         optim=config.optim,
         run=config.run,
         meta=meta,
-        preview=make_preview(stage, {"training": lambda step: batches_of(whole, step)}, tokenizer),
-        start_params=lambda: None if origin is None or origin.resumed else origin.params(stage.network),
+        preview=preview,
+        start_params=start,
     )
+
+
+def _start_params(origin: Origin | None, network: Network) -> Params | None:
+    """Read the weights that a new run starts from; None for random ones, or where it carries on."""
+    return None if origin is None or origin.resumed else origin.params(network)
+
+
+def _adapted(config: Config, network: Network, origin: Origin | None) -> tuple[Encoder, AdapterOf]:
+    """Read the weights that the run of an adapter adapts; UserError where it was started with others."""
+    if not config.start_from:
+        raise UserError(
+            f"lora.rank is {config.lora.rank}, but an adapter adapts weights that are there; "
+            "set --start-from to a bundle or a run's workdir"
+        )
+    start = find_start(config, config.start_from)
+    params = start.params(network)
+    own = AdapterOf(lora=config.lora, base=identity(params), where=config.start_from, part=start.part)
+    theirs = origin.belongings.adapter if origin is not None and origin.resumed else None
+    if theirs is not None and theirs.base != own.base:
+        raise UserError(
+            f"the weights in {own.where} are {own.base[:12]}, but the run adapts {theirs.base[:12]}; put those back"
+        )
+    return Encoder(network=network, params=params), own
+
+
+def _preview_of_adapter(stage: AdaptedStage, preview: Preview) -> Preview:
+    merged = jax.jit(stage.merged)
+    return lambda params, frozen, step: preview(merged(params, frozen), frozen, step)
 
 
 def _brought(config: Config, store: EmbeddingStore | None) -> tuple[tuple[str, ...], frozenset[str] | None]:

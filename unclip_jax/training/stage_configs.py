@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from unclip_jax.adapters.lora import LoRAConfig
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import DataclassInstance
 from unclip_jax.data.config import DataConfig
@@ -47,6 +48,8 @@ class Config(DataclassInstance, Protocol):
     def run(self) -> RunConfig: ...
     @property
     def start_from(self) -> str: ...
+    @property
+    def lora(self) -> LoRAConfig: ...
 
     def encoder_paths(self) -> dict[str, str]:
         """Return where the frozen networks come from, by name: a run's workdir, or a bundle."""
@@ -91,6 +94,8 @@ class CLIPConfig:
     start_from: str = ""
     """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
     the recipe's network, process, sampling settings and encoders those of the weights."""
+    lora: LoRAConfig = LoRAConfig()
+    """An adapter of those weights to train in their place."""
     tokenizer: str | None = None
     """Folder of a tokenizer to use; None trains one on the captions."""
     negatives: tuple[str, ...] = ()
@@ -141,6 +146,8 @@ class PriorConfig:
     start_from: str = ""
     """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
     the recipe's network, process, sampling settings and encoders those of the weights."""
+    lora: LoRAConfig = LoRAConfig()
+    """An adapter of those weights to train in their place."""
     normalise: Normalise = "whiten"
     """Whiten every dimension of z_i by its own mean and deviation, or scale all of them by one deviation."""
     stats: Literal["inherit", "measure"] = "inherit"
@@ -196,6 +203,8 @@ class DecoderConfig:
     start_from: str = ""
     """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
     the recipe's network, process, sampling settings and encoders those of the weights."""
+    lora: LoRAConfig = LoRAConfig()
+    """An adapter of those weights to train in their place."""
     drop_z_i: float = 0.1
     """Share of examples that train without z_i."""
     drop_caption: float = 0.5
@@ -257,6 +266,8 @@ class UpsamplerConfig:
     start_from: str = ""
     """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
     the recipe's network, process, sampling settings and encoders those of the weights."""
+    lora: LoRAConfig = LoRAConfig()
+    """An adapter of those weights to train in their place."""
     crop_fraction: float = 0.25
     """Side of the training crops over the side of the image."""
     full_mask_rate: float = 0.5
@@ -322,6 +333,8 @@ class StageConfig:
     start_from: str = ""
     """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
     the recipe's network, process, sampling settings and encoders those of the weights."""
+    lora: LoRAConfig = LoRAConfig()
+    """An adapter of those weights to train in their place."""
     normalise: Normalise = "whiten"
     """Normalisation of z_i, where the stage works on it."""
     stats: Literal["inherit", "measure"] = "inherit"
