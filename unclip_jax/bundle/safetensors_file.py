@@ -78,12 +78,16 @@ class Stored:
         return stored
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Stored], framework: str = "np") -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Stored], framework: str = "np", about: Mapping[str, str] | None = None
+) -> None:
     """Write the file; removing a partial one is left to the caller.
 
-    `framework` is what the header says of who reads it; transformers insists on "pt".
+    Args:
+        framework: what the header says of who reads it; transformers insists on "pt".
+        about: what it says besides.
     """
-    header: dict[str, object] = {"__metadata__": {"format": framework}}
+    header: dict[str, object] = {"__metadata__": {"format": framework, **(about or {})}}
     end = 0
     # Wide numbers first, as the format's own library does, so that each tensor begins at a multiple of its width.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
