@@ -217,7 +217,7 @@ def test_a_file_may_adapt_several_parts(tmp_path, system):
         (lambda t: {name: value for name, value in t.items() if "lora_A" in name}, "to_q has no B"),
         (lambda t: {name.replace("to_q", "to_x"): value for name, value in t.items()}, "to_x is a layer of no network"),
         (lambda t: t | {name.replace("to_q", "to_x"): value for name, value in t.items()}, "prior has no layer .*to_x"),
-        (lambda t: {name: np.ones((2, 2), np.float32) for name in t}, r"shape \[2, 2\] and .*, but that of prior is \[16, 16\]"),
+        (lambda t: dict.fromkeys(t, np.ones((2, 2), np.float32)), r"\[2, 2\] and .*, but that of prior is \[16, 16\]"),
         (lambda t: {name: value * np.nan for name, value in t.items()}, "not finite"),
         (lambda t: {name: value.reshape(-1) for name, value in t.items()}, "has matrices of shape"),
         (lambda t: t | {f"{Q}.alpha": np.ones(3, np.float32)}, "no single number"),
