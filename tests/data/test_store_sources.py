@@ -42,9 +42,7 @@ def test_bad_rows_are_left_out_counted_and_named(tmp_path, capsys):
 
 def test_a_store_without_captions_trains_no_prior(tmp_path):
     store = EmbeddingStore(foreign_store(tmp_path / "s", vectors(), [COUNT], key=keys(), describes=["x"] * COUNT))
-    with pytest.raises(
-        UserError, match="has no captions; name .* with --data.caption-column: key, describes"
-    ):
+    with pytest.raises(UserError, match="has no captions; name .* with --data.caption-column: key, describes"):
         StoreSource(store)
     assert StoreSource(store, captions=False)[2].captions == ("",)
 

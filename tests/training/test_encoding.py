@@ -111,6 +111,7 @@ def test_killed_five_times_it_writes_the_same_files(photos, tiny_folder, stores,
         encode_killed(count, photos, tiny_folder, out)
         with pytest.raises(UserError, match="not encoded to its end; run the same command again"):
             EmbeddingStore(out)
+    (out / "img_emb" / ".img_emb_2.npy.0123abcd.tmp").write_bytes(b"left of a file")
     # A shard that is damaged is made again.
     shard = out / "img_emb" / "img_emb_0.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")

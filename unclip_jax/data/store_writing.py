@@ -92,6 +92,13 @@ def read_shard(folder: Path, names: Mapping[str, str]) -> tuple[StoredShard, dic
     return StoredShard(rows=found.num_rows, bad=len(bad), digests=digests | {names[METADATA]: own}), bad
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove what a killed process left of files that it was writing; nobody else may be writing."""
+    for kind in (IMAGES, TEXTS, METADATA):
+        for draft in (folder / kind).glob(".*.tmp"):
+            draft.unlink(missing_ok=True)
+
+
 def write_info(folder: Path, info: StoreInfo) -> None:
     """Write store.json."""
     write_text(folder / INFO, json.dumps(dataclasses.asdict(info), indent=1) + "\n")

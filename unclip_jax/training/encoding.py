@@ -31,7 +31,7 @@ from unclip_jax.core.unicode import printable
 from unclip_jax.data.config import DataConfig
 from unclip_jax.data.records import KeyedSource
 from unclip_jax.data.skipping import NAMED
-from unclip_jax.data.store_writing import Encoded, file_names, read_shard, write_info, write_shard
+from unclip_jax.data.store_writing import Encoded, file_names, read_shard, remove_drafts, write_info, write_shard
 from unclip_jax.data.stores import INFO, StoredShard, StoreInfo, read_info
 from unclip_jax.data.strict import Blocks, Reading, readings
 from unclip_jax.images.pixels import to_float
@@ -94,8 +94,10 @@ def encode(config: EncodeConfig) -> StoreInfo:
             if known.shards:
                 print(f"{out} has all its {sum(each.rows for each in known.shards):,} embeddings already", flush=True)
                 return known
-        if first and known is None:
-            write_info(out, info)
+        if first:
+            remove_drafts(out)
+            if known is None:
+                write_info(out, info)
         from_all(0)
         work = _Work(out, info, config, clip, source)
         work.run(lambda: None if lock is None else lock.check())
