@@ -208,33 +208,29 @@ def test_a_folder_of_photographs_trains_an_upsampler(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_stages_are_trained_resumed_and_packed(command, monkeypatch, tmp_path):
+def test_stages_are_trained_resumed_and_packed(command, monkeypatch, tmp_path):
+    """By command; all four without are in tests/training/test_end_to_end.py."""
     monkeypatch.setattr(statistics, "STATS_EXAMPLES", 8)
-    runs = {stage: tmp_path / stage for stage in RECIPES}
+    runs = {stage: tmp_path / stage for stage in ("clip", "prior")}
     shared = ["--data.data-dir", tmp_path / "data", "--run.sample-every", 0, "--run.no-tensorboard"]
-    # U-Nets of one level: compiling takes nearly all of the time.
-    own = {"clip": [], "prior": [], "decoder": ["--model.channel-mult", 1], "upsampler": ["--model.channel-mult", 1]}
-    own["decoder"] += ["--model.attention-resolutions"]
-    for stage in ("prior", "decoder"):
-        own[stage] += ["--clip", runs["clip"]]
     for stage, workdir in runs.items():
-        words = ["tiny", *own[stage], *shared, "--run.workdir", workdir, "--run.steps"]
+        clip = ["--clip", runs["clip"]] if stage != "clip" else []
+        words = ["tiny", *clip, *shared, "--run.workdir", workdir, "--run.steps"]
         status, out, err = command(stage, *words, 2)
         assert status == 0 and "step 2/2 (100%)" in out and "carrying on" not in out, err
         status, out, err = command(stage, *words, 4)
         assert status == 0 and "carrying on from step 2 in " in out and "step 4/4 (100%)" in out, err
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(np.isfinite(line["loss"]) for line in lines)
-    given = [word for stage in ("clip", "prior", "decoder") for word in (f"--{stage}", runs[stage])]
-    status, out, err = command("pack", tmp_path / "bundle", *given, "--upsamplers", runs["upsampler"])
-    assert status == 0 and "bundle (clip, prior, decoder, upsampler_0), hash " in out, err
+    status, out, err = command("pack", tmp_path / "bundle", *(w for s, run in runs.items() for w in (f"--{s}", run)))
+    assert status == 0 and "bundle (clip, prior), hash " in out, err
     system = load(tmp_path / "bundle")
     weights = {name: encoder.params for name, encoder in system.encoders.items()} | system.params
     for stage, workdir in runs.items():
         params, meta = load_params(workdir, "ema")
         assert meta["step"] == 4
-        assert_trees_equal(weights["upsampler_0" if stage == "upsampler" else stage], params)
-    assert system.sampling["decoder"] == tiny.decoder().sampling
+        assert_trees_equal(weights[stage], params)
+    assert system.sampling["prior"] == tiny.prior().sampling
 
 
 @pytest.mark.parametrize("stage", ["clip", "upsampler"])
