@@ -35,7 +35,7 @@ def write(kind, folder, records):
 
 def _folder(folder, records):
     for key, image, captions in records:
-        (folder / f"{key}.png").write_bytes(image)
+        (folder / f"{key}.png").write_bytes(image)  # or JPEG: names do not matter
         (folder / f"{key}.txt").write_text("\n".join(captions))
     return str(folder)
 

@@ -40,6 +40,7 @@ class HubRows(Rows):
             if isinstance(feature, datasets.Image):
                 found = found.cast_column(column, datasets.Image(decode=False))
         self._table = found
+        self._tables: dict[tuple[str, ...], Dataset] = {}
         self._columns = list(found.column_names)
 
     @property
@@ -52,10 +53,16 @@ class HubRows(Rows):
 
     def cells(self, index: int, names: Sequence[str]) -> Mapping[str, object]:
         try:
-            row = self._table.select_columns([name for name in names if name in self._columns])[index]
+            row = self._of(tuple(names))[index]
         except Exception as error:
             raise BadRecordError(f"cannot be read ({' '.join(str(error).split())[:100]})") from error
         return {name: _with_bytes(cell) for name, cell in row.items()}
+
+    def _of(self, names: tuple[str, ...]) -> Dataset:
+        """Return the table of some columns; to select them takes longer than to read a row."""
+        if names not in self._tables:
+            self._tables[names] = self._table.select_columns([name for name in names if name in self._columns])
+        return self._tables[names]
 
     def place(self, index: int) -> str:
         return f"{self._split}, row {index}"
