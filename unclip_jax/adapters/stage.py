@@ -7,9 +7,10 @@ it adapts there is one copy, which lies on a mesh as an encoder's do.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from unclip_jax.adapters.lora import LoRAConfig, adapter_rules, layers_of, merge, new_adapter
@@ -18,6 +19,7 @@ from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
 from unclip_jax.models.base import Network
 from unclip_jax.parallel.rules import Rules
 from unclip_jax.stages.encoders import Arrays, abstract_encoder
+from unclip_jax.stages.exhibits import Exhibit
 from unclip_jax.stages.settings import Options, SamplingSettings
 from unclip_jax.stages.stage import Batch, Encoders, Stage, StageMetrics, Weights
 
@@ -75,9 +77,30 @@ class AdaptedStage(Stage):
     ) -> tuple[Float[Array, " b"], StageMetrics]:
         return self.base.loss(self.merged(params, frozen), self.merged(target, frozen), frozen, batch, keys)
 
+    @property
+    def judged_by(self) -> tuple[str, bool]:
+        return self.base.judged_by
+
+    def measure(
+        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[StageMetrics, dict[str, Array]]:
+        return self.base.measure(self.merged(params, frozen), frozen, batch, keys)
+
+    def score(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return self.base.score(arrays)
+
+    def memorised(self, training: Mapping[str, float], held_out: Mapping[str, float], count: int) -> str | None:
+        return self.base.memorised(training, held_out, count)
+
+    @property
+    def num_previewed(self) -> int:
+        return self.base.num_previewed
+
+    def preview(self, weights: Weights, batch: Batch) -> Exhibit:
+        return self.base.preview(self._whole(weights), batch)
+
     def sample(self, options: Options, weights: Weights, rows: Arrays, noise: NoiseSource) -> Float[Array, "b ..."]:
-        whole = Weights(params=self.merged(weights.params, weights.frozen), frozen=weights.frozen)
-        return self.base.sample(options, whole, rows, noise)
+        return self.base.sample(options, self._whole(weights), rows, noise)
 
     def noise(self, key: Key[Array, ""], indices: Int[Array, " b"], settings: SamplingSettings) -> KeyNoise:
         return self.base.noise(key, indices, settings)
@@ -103,3 +126,6 @@ class AdaptedStage(Stage):
 
     def describe(self) -> str:
         return f"{self.base.describe()}, an adapter of rank {self.lora.rank}"
+
+    def _whole(self, weights: Weights) -> Weights:
+        return Weights(params=self.merged(weights.params, weights.frozen), frozen=weights.frozen)

@@ -108,6 +108,10 @@ class Denoiser(Network):
         """Compute equation (1); without keys there is no dropout."""
         raise NotImplementedError
 
+    def without_dropout(self) -> "Denoiser":
+        """Return the same network as it is sampled, for what else passes keys."""
+        return dataclasses.replace(self, dropout=0.0) if hasattr(self, "dropout") else self
+
     def fitted(self, sizes: Mapping[str, int]) -> "Denoiser":
         """Return the same network with the sizes that it shares with its encoders taken from them (`shared_sizes`)."""
         del sizes

@@ -68,6 +68,17 @@ def jit_step(
     )
 
 
+def jit_rows(
+    function: Callable, mesh: Mesh, param_shardings: PyTree, frozen_shardings: PyTree = None
+) -> jax.stages.Wrapped:
+    """Return `function(params, frozen, batch, first)` under `jax.jit`: the batch split as a step's, all else and the
+    results whole on every device."""
+    whole = replicated(mesh)
+    frozen = whole if frozen_shardings is None else frozen_shardings
+    shardings = (param_shardings, frozen, batch_sharding(mesh), whole)
+    return jax.jit(on_mesh(mesh)(function), in_shardings=shardings, out_shardings=whole)
+
+
 def put_batch(batch: PyTree[np.ndarray], mesh: Mesh) -> PyTree[jax.Array]:
     """Make global arrays of this process's rows (leaves `[b ...]`); processes stack in order of index.
 

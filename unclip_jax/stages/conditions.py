@@ -65,6 +65,16 @@ class Condition:
         """Return `fields` of `sample` as the unconditional side of guidance has them."""
         return fields
 
+    def drops(self, network: Denoiser) -> bool:
+        """Return whether training drops it at times, so that the network works without it too."""
+        del network
+        return False
+
+    def dropped_at(self, rate: float) -> "Condition":
+        """Return it, dropped for another share of the examples; the same where it is never dropped."""
+        del rate
+        return self
+
     def of_weights(self, trained: "Condition") -> "Condition":
         """Return the condition, of the same class, that weights were trained with, trained as this one is: how often it
         is dropped stays."""
@@ -102,6 +112,12 @@ class CLIPImage(Condition):
             return {}
         return {"z_i": image_embedding(frozen, arrays), "drop_z_i": jnp.zeros(count, bool)}
 
+    def drops(self, network: Denoiser) -> bool:
+        return self.drop > 0 and "z_i" in network.cond_fields
+
+    def dropped_at(self, rate: float) -> "CLIPImage":
+        return dataclasses.replace(self, drop=rate)
+
     def null(self, fields: Fields) -> Fields:
         return fields | {"drop_z_i": jnp.ones_like(fields["drop_z_i"])} if "drop_z_i" in fields else fields
 
@@ -133,6 +149,12 @@ class Caption(Condition):
     def sample(self, network, frozen, arrays, count) -> Fields:
         fields = self._encode(network, frozen, arrays)
         return fields | {"drop_text": jnp.zeros(count, bool)} if fields else fields
+
+    def drops(self, network: Denoiser) -> bool:
+        return self.drop > 0 and "drop_text" in network.cond_fields
+
+    def dropped_at(self, rate: float) -> "Caption":
+        return dataclasses.replace(self, drop=rate)
 
     def null(self, fields: Fields) -> Fields:
         return fields | {"drop_text": jnp.ones_like(fields["drop_text"])} if "drop_text" in fields else fields
@@ -204,6 +226,12 @@ class InpaintMask(Condition):
 
     full_rate: float = 0.5
     """Share of examples that train with a mask that covers everything, which keeps it a network for whole images."""
+
+    def drops(self, network: Denoiser) -> bool:
+        return self.full_rate > 0 and "masked_image" in network.cond_fields
+
+    def dropped_at(self, rate: float) -> "InpaintMask":
+        return dataclasses.replace(self, full_rate=rate)
 
     def train(self, network, frozen, batch, x_0, keys) -> Fields:
         del frozen, batch

@@ -19,6 +19,7 @@ from unclip_jax.images.pixels import to_float
 from unclip_jax.models.clip import MAX_LOGIT_SCALE, CLIPSpec, unit
 from unclip_jax.parallel.layout import all_gather_batch, global_rows
 from unclip_jax.stages.exhibits import Cosines
+from unclip_jax.stages.retrieval import apart, ranks, recall
 from unclip_jax.stages.stage import Batch, Encoders, Stage, StageMetrics, Weights, crowded
 
 NOTABLE = 0.05
@@ -72,6 +73,56 @@ class ContrastiveStage(Stage):
             "logit_scale": (ones * params["logit_scale"], ones),
         }
         return -(image_to_text + text_to_image) / 2, metrics
+
+    @property
+    def judged_by(self) -> tuple[str, bool]:
+        # The loss of a CLIP that is too sure of itself rises while it still learns to tell more pairs apart.
+        return "retrieval", True
+
+    def measure(
+        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[StageMetrics, dict[str, Array]]:
+        """Return embeddings alone: every pair is compared with all of the evaluation, whatever batch it was in."""
+        del frozen, keys
+        z_i = unit(self.network.encode_image(params, to_float(batch[self._images])))
+        arrays = {"z_i": z_i, "z_t": unit(self.network.encode_text(params, batch["tokens"]).z_t)}
+        if "negative_tokens" in batch:
+            arrays["negative"] = unit(self.network.encode_text(params, batch["negative_tokens"]).z_t)
+            arrays["has_negative"] = batch["has_negative"]
+        scale = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
+        return {}, arrays | {"scale": jnp.broadcast_to(scale, len(z_i))}
+
+    def score(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Return equation (1) and recalls among all pairs (`unclip_jax.stages.retrieval`)."""
+        z_i, z_t, scale = (np.asarray(arrays[name], np.float64) for name in ("z_i", "z_t", "scale"))
+        logits = np.exp(scale[0]) * z_i @ z_t.T
+        candidates, scores = logits, {}
+        if "negative" in arrays:
+            given = np.asarray(arrays["has_negative"])
+            negative = np.exp(scale[0]) * np.sum(z_i * np.asarray(arrays["negative"], np.float64), axis=1)
+            candidates = np.column_stack([logits, np.where(given, negative, -np.inf)])
+            if given.any():
+                scores["over_negative"] = float(np.mean(np.diag(logits)[given] > negative[given]))
+        of_images, of_texts = (np.log(np.sum(np.exp(x - x.max()), axis=1)) + x.max() for x in (candidates, logits.T))
+        to_text, to_image = ranks(z_i, z_t), ranks(z_t, z_i)
+        return scores | {
+            "loss": float(np.mean((of_images + of_texts) / 2 - np.diag(logits))),
+            "image_to_text": recall(to_text, 1),
+            "image_to_text_5": recall(to_text, 5),
+            "text_to_image": recall(to_image, 1),
+            "text_to_image_5": recall(to_image, 5),
+            "retrieval": (recall(to_text, 1) + recall(to_image, 1)) / 2,
+        }
+
+    def memorised(self, training: Mapping[str, float], held_out: Mapping[str, float], count: int) -> str | None:
+        if not apart(training["retrieval"], held_out["retrieval"], count):
+            return None
+        return (
+            f"CLIP finds {training['retrieval']:.1%} of training pairs, and {held_out['retrieval']:.1%} of those held "
+            f"out (among {count}; by chance {1 / count:.1%}): it has learnt the pictures by heart, and what it tells "
+            "later stages of new ones is worth little; train on more pictures, on a smaller CLIP, with more "
+            "--optim.weight-decay or for fewer steps, or start from a CLIP that knows more"
+        )
 
     @property
     def num_previewed(self) -> int:

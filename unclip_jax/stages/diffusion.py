@@ -10,11 +10,12 @@ with cond made by the stage's conditions, in training dropped at random.
 import dataclasses
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from unclip_jax.core.errors import UserError
@@ -42,10 +43,12 @@ from unclip_jax.stages.conditions import Condition, Fields
 from unclip_jax.stages.encoders import Arrays
 from unclip_jax.stages.exhibits import Cosines, Exhibit, Pictures
 from unclip_jax.stages.random import DROPOUT, TIME, random_noise, stream
+from unclip_jax.stages.retrieval import apart, ranks, recall
 from unclip_jax.stages.settings import Options, SamplingSettings
 from unclip_jax.stages.spaces import EmbeddingStats, Space
 from unclip_jax.stages.stage import Batch, Encoders, Stage, StageMetrics, Weights
 
+_COSINES = ("cosine", "cosine_shuffled", "cosine_z_t")
 PREVIEW = SamplingSettings(steps=16)
 
 
@@ -151,6 +154,58 @@ class DiffusionStage(Stage):
             # Dropout has keys for every row of the batch, not for some.
             metrics |= self._cosines(process, self._model_fn(params), frozen["stats"], fields, written, noise)
         return per_example, metrics
+
+    def measure(
+        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[StageMetrics, dict[str, Array]]:
+        """Return the loss and its quarters with every condition and without dropout, and the loss without each
+        condition that training drops at times: the gap is what the network makes of it. Of embeddings also what it
+        guesses from its conditions alone (`losses.first_guess`)."""
+        whole = self._dropping({})
+        loss, metrics = whole.loss(params, params, frozen, batch, keys)
+        ones = jnp.ones_like(loss)
+        found: StageMetrics = {"loss": (loss, ones)}
+        found |= {name: value for name, value in metrics.items() if name not in _COSINES}
+        for each in self.conditions:
+            if each.drops(self.network):
+                tag = each.TAG[1]
+                without = self._dropping({tag: 1.0}).loss(params, params, frozen, batch, keys)[0]
+                found[f"loss_without_{tag}"] = (without, ones)
+        if not self.space.ranks:
+            return found, {}
+        z_i, stats = self.space.target(self.writes, frozen, batch), frozen["stats"]
+        cond = self.condition(Weights(params, frozen), batch, len(z_i))
+        noise = random_noise(keys, z_i.shape[1:])
+        guess = stats.denormalise(first_guess(self.process.build(), self._model_fn(params), noise, cond))
+        return found, {"guess": unit(guess), "true": unit(z_i), "z_t": unit(cond.z_t)}
+
+    def score(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Return, of embeddings, how near the guesses are to the true ones, how near z_t is, and the recall of the true
+        one among all by its guess."""
+        if not arrays:
+            return {}
+        guess, true, z_t = (np.asarray(arrays[name], np.float64) for name in ("guess", "true", "z_t"))
+        found = ranks(guess, true)
+        return {
+            "cosine": float(np.mean(np.sum(guess * true, axis=1))),
+            "cosine_z_t": float(np.mean(np.sum(z_t * true, axis=1))),
+            "retrieval": recall(found, 1),
+            "retrieval_5": recall(found, 5),
+        }
+
+    def memorised(self, training: Mapping[str, float], held_out: Mapping[str, float], count: int) -> str | None:
+        if "retrieval" not in training or not apart(training["retrieval"], held_out["retrieval"], count):
+            return None
+        return (
+            f"of {count} captions it finds the {self.writes} of {training['retrieval']:.1%} where it has trained on "
+            f"them, and of {held_out['retrieval']:.1%} held out (by chance {1 / count:.1%}): it has learnt them by "
+            "heart; train on more pictures, a smaller network, with more --optim.weight-decay or for fewer steps"
+        )
+
+    def _dropping(self, rates: Mapping[str, float]) -> "DiffusionStage":
+        """Return the stage as it is measured: conditions dropped at these rates, others never, and no dropout."""
+        conditions = tuple(each.dropped_at(rates.get(each.TAG[1], 0.0)) for each in self.conditions)
+        return dataclasses.replace(self, network=self.network.without_dropout(), conditions=conditions)
 
     def sample(self, options: Options, weights: Weights, rows: Arrays, noise: NoiseSource) -> Float[Array, " b *dims"]:
         problem = self.problem(options, weights, {name: value for name, value in rows.items() if name != "x_T"})
@@ -292,11 +347,7 @@ class DiffusionStage(Stage):
         def metric(z: Array) -> tuple[Array, Array]:
             return jnp.repeat(jnp.sum(unit(z) * true, axis=-1), group), weights
 
-        return {
-            "cosine": metric(guesses[::2]),
-            "cosine_shuffled": metric(guesses[1::2]),
-            "cosine_z_t": metric(cond.z_t[::2]),
-        }
+        return dict(zip(_COSINES, map(metric, (guesses[::2], guesses[1::2], cond.z_t[::2])), strict=True))
 
 
 def _preview_noise(count: int) -> KeyNoise:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -147,6 +148,32 @@ class Stage:
             vector = jax.ShapeDtypeStruct((clip.embed_dim,), np.float32)
             frozen["stats"] = EmbeddingStats(mean=vector, std=vector)
         return frozen
+
+    @property
+    def judged_by(self) -> tuple[str, bool]:
+        """Name of the score by which the best checkpoint is chosen, and whether more of it is better."""
+        return "loss", False
+
+    def measure(
+        self, params: PyTree, frozen: PyTree, batch: Batch, keys: Key[Array, " b"]
+    ) -> tuple[StageMetrics, dict[str, Array]]:
+        """Return what an evaluation measures: metrics of every example, and arrays [b ...] that `score` takes; pure.
+
+        What it does to an example may depend on nothing but the example and its key.
+        """
+        loss, metrics = self.loss(params, params, frozen, batch, keys)
+        return {"loss": (loss, jnp.ones_like(loss))} | metrics, {}
+
+    def score(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Return what takes all examples of an evaluation together, from the arrays [n ...] of `measure`."""
+        del arrays
+        return {}
+
+    def memorised(self, training: Mapping[str, float], held_out: Mapping[str, float], count: int) -> str | None:
+        """Return a line where the scores of `count` training examples and of as many held-out ones are so far apart
+        that it has learnt the former by heart; None otherwise."""
+        del training, held_out, count
+        return None
 
     @property
     def num_previewed(self) -> int:

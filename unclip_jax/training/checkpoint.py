@@ -12,14 +12,16 @@ import fnmatch
 import importlib.metadata
 import os
 import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from unclip_jax.core.config import from_json, to_json
 from unclip_jax.core.errors import UserError
@@ -39,6 +41,7 @@ from unclip_jax.training.items import (
 )
 from unclip_jax.training.orbax_quiet import orbax_muted
 from unclip_jax.training.state import State
+from unclip_jax.training.tracker import best_step
 from unclip_jax.training.workdir import is_remote, open_folder
 
 FOLDER = "checkpoints"
@@ -48,7 +51,8 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What a run may change when it carries on. The rest decides the numbers, so it belongs to the run.
 _MAY_CHANGE = (
     "run.workdir", "run.steps", "run.*_every", "run.keep", "run.keep_period", "run.mesh.*", "run.cluster.*",
-    "run.hang_timeout", "run.backend", "run.tensorboard", "run.profile", "run.take_over",
+    "run.hang_timeout", "run.backend", "run.tensorboard", "run.profile", "run.take_over", "run.wandb",
+    "validation.split", "validation.source", "validation.every", "validation.examples", "validation.patience",
     "optim.learning_rate", "optim.clip_norm", "optim.accumulate", "optim.on_nonfinite", "optim.max_skips",
 )  # fmt: skip
 
@@ -89,7 +93,10 @@ class Checkpoints:
         self._folder = open_folder(workdir) / FOLDER
         self._meta = meta
         _make_shared(self._folder)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period, cleanup_tmp_directories=True)
+        self._best: int | None = None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Kept(keep, keep_period, lambda: self._best), cleanup_tmp_directories=True
+        )
         self._muted = contextlib.ExitStack()
         self._muted.enter_context(orbax_muted())
         self._manager = ocp.CheckpointManager(self._folder, options=options, handler_registry=handlers())
@@ -102,14 +109,20 @@ class Checkpoints:
         """Return True, on every process at the same step, once one of several processes has received SIGTERM."""
         return self._manager.reached_preemption(step)
 
-    def save(self, step: int, state: State, progress: dict[str, list[float]]) -> None:
-        """Start saving; `progress` (JSON) comes back with `restore`.
+    def keep_best(self, step: int | None) -> None:
+        """Keep the checkpoint of a step for as long as no other is named."""
+        self._best = step
+
+    def save(
+        self, step: int, state: State, progress: dict[str, list[float]], validation: JsonDict | None = None
+    ) -> None:
+        """Start saving; `progress` (JSON) comes back with `restore`, and `validation` (JSON) in the meta.
 
         Raises UserError if this save or the one before, which it waits for, could not be written.
         """
         meta: SavedMeta = {
             "step": step, "kind": self._meta.kind, "config": to_json(self._meta.config), "extra": self._meta.extra,
-            "progress": progress, "versions": versions(),
+            "progress": progress, "validation": validation or {}, "versions": versions(),
         }  # fmt: skip
         try:
             self._manager.save(step, args=saved_items(state, meta), force=True)
@@ -193,8 +206,36 @@ class Checkpoints:
         return UserError(f"a checkpoint could not be saved in {self._folder}: {first_line(error)}; {good}")
 
 
+@runtime_checkable
+class _Saved(Protocol):
+    """What the manager says of a checkpoint."""
+
+    @property
+    def step(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept(preservation_policy.PreservationPolicy):
+    """The `newest` checkpoints, those of all steps that `period` divides, and that of the best step."""
+
+    newest: int
+    period: int | None
+    best: Callable[[], int | None]
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[_Saved],
+        *,
+        context: preservation_policy.PreservationContext,
+    ) -> list[bool]:
+        del context
+        steps = [each.step for each in checkpoints]
+        kept = {*sorted(steps)[-self.newest :], self.best()}
+        return [step in kept or (self.period is not None and step % self.period == 0) for step in steps]
+
+
 def load_params(
-    path: str | Path, which: Literal["ema", "params"] = "ema", step: int | None = None
+    path: str | Path, which: Literal["ema", "params"] = "ema", step: int | Literal["best"] | None = None
 ) -> tuple[PyTree, SavedMeta]:
     """Read parameters alone, for sampling, onto the default device; see `read_params`."""
     tree, meta = read_params(path, which, step)
@@ -202,26 +243,29 @@ def load_params(
 
 
 def read_params(
-    path: str | Path, which: Literal["ema", "params"] = "ema", step: int | None = None
+    path: str | Path, which: Literal["ema", "params"] = "ema", step: int | Literal["best"] | None = None
 ) -> tuple[PyTree[np.ndarray], SavedMeta]:
     """Read parameters alone, whatever mesh and optimiser they were trained with.
 
     Args:
         path: the run's workdir, a folder or gs://bucket/folder.
         which: the moving average or the parameters in training.
-        step: the newest if None.
+        step: the newest if None; "best" is the one with the best held-out score (`unclip_jax.training.tracker`).
 
     Returns:
         Nested dicts of arrays, and the checkpoint's meta.
 
     Raises:
-        UserError: nothing saved there, no such step, or not readable.
+        UserError: nothing saved there, no such step, none that is known as the best, or not readable.
     """
     folder = open_folder(path) / FOLDER
     steps = committed_steps(folder)
     if not steps:
         there = f"{path} is a file" if open_folder(path).is_file() else f"no checkpoint in {folder}"
         raise UserError(f"{there}; give the workdir of a run that has saved one")
+    if step == "best":
+        meta = newest_meta(path)
+        step = best_step({} if meta is None else meta["validation"], str(path))
     if step is not None and step not in steps:
         raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, sorted(steps)))}")
 

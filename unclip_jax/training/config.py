@@ -1,4 +1,4 @@
-"""What every training run has in common: the optimiser (paper, table 3) and the run itself."""
+"""What every training run has in common: the optimiser (paper, table 3), the run itself, and what it is judged by."""
 
 import dataclasses
 from typing import Literal
@@ -109,6 +109,9 @@ class RunConfig:
     take_over: bool = False
     """Take the run from another process that is training it, which then stops without saving."""
 
+    wandb: str = ""
+    """Also write the metrics and previews to this project of Weights & Biases (the package wandb); "" for none."""
+
     def __post_init__(self):
         _require(bool(self.workdir), "workdir is empty; name a folder for the run")
         for name in ("steps", "log_every", "save_every", "keep"):
@@ -122,3 +125,36 @@ class RunConfig:
             f"keep_period is {self.keep_period}; it must be 1 or more, or None",
         )
         _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be at least 0 and below 2**32")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Examples that are held out, and measured while a run trains. With none of share, split and source there are
+    none."""
+
+    share: float = 0.0
+    """Share of the records to hold out, by a hash of their keys: never trained on, and the same for every stage."""
+    split: str = ""
+    """Or a split of the data to measure, such as "test"; see --data.split."""
+    source: str = ""
+    """Or another source to measure; see --data.source."""
+    every: int = 0
+    """Steps between evaluations; 0 is as often as checkpoints. The last step is always evaluated."""
+    examples: int = 512
+    """Held-out examples that are measured, and as many of the training ones; fewer where fewer are held out."""
+    patience: int = 3
+    """Evaluations in a row, with a worse held-out loss than before while that of training falls, that bring a line."""
+
+    def __post_init__(self):
+        _require(0 <= self.share < 1, f"validation.share is {self.share}; it must be at least 0 and below 1")
+        given = [f"--validation.{name}" for name in ("share", "split", "source") if getattr(self, name)]
+        _require(len(given) < 2, f"{' and '.join(given)} are given; one says what is held out, leave out the other")
+        _require(self.every >= 0, f"validation.every is {self.every}; it must be 0 (as checkpoints) or more")
+        for name in ("examples", "patience"):
+            value = getattr(self, name)
+            _require(value >= 1, f"validation.{name} is {value}; it must be 1 or more")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is held out."""
+        return bool(self.share or self.split or self.source)

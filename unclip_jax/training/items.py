@@ -46,6 +46,7 @@ class SavedMeta(TypedDict):
     config: JsonDict
     extra: JsonDict
     progress: dict[str, list[float]]
+    validation: JsonDict
     versions: dict[str, str]
 
 
@@ -90,7 +91,8 @@ def read_tree(folder: epath.Path, which: str) -> PyTree[np.ndarray]:
 def read_meta(folder: epath.Path) -> SavedMeta:
     """Read what a checkpoint says about itself; ValueError where that makes no sense.
 
-    `progress` says what is printed and no more: it is {} where it makes no sense.
+    `progress` says what is printed and no more: it is {} where it makes no sense. `validation`, which `tracker.Tracker`
+    reads, is {} where there is none.
     """
     compare(_digests(folder / "meta"))
     meta: Any = ocp.JsonCheckpointHandler().restore(folder / "meta", args=ocp.args.JsonRestore())
@@ -99,6 +101,7 @@ def read_meta(folder: epath.Path) -> SavedMeta:
         raise ValueError("meta does not say what it should")
     progress = meta.get("progress")
     meta["progress"] = progress if isinstance(progress, dict) and all(map(_is_sum, progress.values())) else {}
+    meta["validation"] = meta["validation"] if isinstance(meta.get("validation"), dict) else {}
     return cast("SavedMeta", meta)
 
 

@@ -26,12 +26,14 @@ from unclip_jax.parallel.mesh import make_mesh
 from unclip_jax.parallel.step import compile_step
 from unclip_jax.stages.encoders import frozen_shardings
 from unclip_jax.stages.stage import Stage
-from unclip_jax.training.checkpoint import Checkpoints, Meta
+from unclip_jax.training.checkpoint import Checkpoints, Meta, newest_meta
 from unclip_jax.training.config import OptimConfig, RunConfig
 from unclip_jax.training.lock import hold
 from unclip_jax.training.metrics import DeferredMetrics, MetricLogger
 from unclip_jax.training.state import State, abstract_state, init, start_from, state_shardings
 from unclip_jax.training.step import make_step
+from unclip_jax.training.tracker import Tracker
+from unclip_jax.training.validation import Evaluator, Validation
 from unclip_jax.training.watchdog import Watchdog
 from unclip_jax.training.workdir import is_remote, local, open_folder
 
@@ -52,6 +54,7 @@ def train(
     run: RunConfig,
     meta: Meta,
     preview: Preview | None = None,
+    validation: Validation | None = None,
     start_params: Callable[[], PyTree | None] = lambda: None,
 ) -> State:
     """Train `stage` to `run.steps` steps and return the final state.
@@ -61,6 +64,7 @@ def train(
         batches: step -> iterator over this process's rows of the global batches of that step and on.
         meta: what every checkpoint says about itself; its config is compared when a run resumes.
         preview: made every `run.sample_every` steps from the moving average.
+        validation: what is measured of the moving average while it trains; the best checkpoint is then kept.
         start_params: reads the parameters that a new run starts from; None for random ones.
 
     SIGTERM and SIGINT end the step, save and leave with SystemExit(0). Raises UserError for a loss that is
@@ -98,6 +102,10 @@ def train(
         shardings = state_shardings(abstract)
         step_fn = make_step(stage, optim, total_steps=run.steps, seed=run.seed)
         compiled = compile_step(step_fn, mesh, shardings, where, run.backend)
+        judge = None
+        if validation is not None:
+            evaluator = Evaluator(stage, validation, mesh, shardings.ema, where)
+            judge = _Judge(stage, validation, evaluator, checkpoints, None if restored is None else run.workdir)
 
         iterator = batches(start_step)
         stack.callback(getattr(iterator, "close", lambda: None))
@@ -112,12 +120,22 @@ def train(
         profiler = stack.enter_context(_Profiler(run, workdir, start_step))
         watchdog = stack.enter_context(Watchdog(run.hang_timeout))
 
+        def evaluate(state: State, step: int) -> bool:
+            assert judge is not None
+            with logger.aside(), logger.compiling("the evaluation"):
+                better = judge(state.ema, frozen, step, logger)
+            watchdog.alive(step - 1)
+            return better
+
         def settle(finished: tuple[int, dict[str, float]] | None) -> None:
             if finished is not None:
                 watchdog.alive(finished[0])
                 _check_finite(*finished, optim, checkpoints)
                 logger.add(*finished)
 
+        # It stopped before it was evaluated, since a host that has to go does not wait.
+        if judge is not None and judge.missed(start_step, run.steps):
+            evaluate(state, start_step)
         for step in range(start_step + 1, run.steps + 1):
             with profiler.step(step):
                 with logger.compiling("the training step"):
@@ -127,12 +145,16 @@ def train(
                 lock.check()
 
             stopping = stop.received or checkpoints.reached_preemption(step)
-            if stopping or step % run.save_every == 0 or step == run.steps:
+            saving = stopping or step % run.save_every == 0 or step == run.steps
+            if judge is not None and not stopping and judge.due(step, run.steps):
+                settle(delayed.take())
+                saving |= evaluate(state, step)
+            if saving:
                 # Settled first: a state whose own step failed is never saved.
                 settle(delayed.take())
                 if lock is not None:
                     lock.check(read=True)
-                checkpoints.save(step, state, logger.window)
+                checkpoints.save(step, state, logger.window, None if judge is None else judge.memory())
                 watchdog.alive(step)
             if preview is not None and run.sample_every and step % run.sample_every == 0:
                 with logger.compiling("the preview"):
@@ -152,6 +174,34 @@ def train(
             if step < run.steps:
                 batch = _next_batch(iterator, step)
     return state
+
+
+class _Judge:
+    """Evaluates, writes what was found, and has the best checkpoint kept; what it remembers is saved with each."""
+
+    def __init__(
+        self, stage: Stage, validation: Validation, evaluator: Evaluator, checkpoints: Checkpoints, carried: str | None
+    ):
+        meta = None if carried is None else newest_meta(carried)
+        saved = {} if meta is None else meta["validation"]
+        self._validation, self._evaluator, self._checkpoints = validation, evaluator, checkpoints
+        self._tracker = Tracker(stage, validation.what, validation.count, validation.patience, saved)
+        self.due, self.memory = validation.due, self._tracker.to_json
+        checkpoints.keep_best(self._tracker.best_step)
+
+    def missed(self, step: int, last_step: int) -> bool:
+        """Return whether the step that a run carries on from should have been evaluated, and was not."""
+        return step > 0 and self.due(step, last_step) and self._tracker.last_step < step
+
+    def __call__(self, params: PyTree, frozen: PyTree, step: int, logger: MetricLogger) -> bool:
+        """Return whether these weights are the best so far."""
+        scores = self._evaluator(params, frozen)
+        lines = self._tracker.add(step, scores)
+        logger.evaluation(step, scores)
+        for line in lines:
+            logger.say(line)
+        self._checkpoints.keep_best(self._tracker.best_step)
+        return self._tracker.best_step == step
 
 
 class _StopSignals:

@@ -1,4 +1,4 @@
-"""Metrics of a run: always `metrics.jsonl` and the console, TensorBoard where it is installed.
+"""Metrics of a run: always `metrics.jsonl` and the console, TensorBoard where it is installed, wandb where asked for.
 
 A line averages the steps since the line before; besides, the first step of a run has a line of its own. The values of a
 step are fetched only when the next step has been dispatched, so that logging never keeps the device waiting.
@@ -9,21 +9,34 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from unclip_jax.core.files import atomic_write
 from unclip_jax.training.board import open_board
 from unclip_jax.training.config import RunConfig
+from unclip_jax.training.wandb_sink import WandbSink
 from unclip_jax.training.workdir import is_remote, open_folder
 
 FILE = "metrics.jsonl"
 UPLOAD_EVERY = 30
 """Seconds between writes of the file in a bucket, where nothing can be appended."""
+
+
+class Sink(Protocol):
+    """Where numbers and pictures of a run are shown, besides the file and the console."""
+
+    def scalar(self, name: str, value: float, step: int) -> None: ...
+
+    def image(self, name: str, image: UInt8[np.ndarray, "h w 3"], step: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MetricLogger:
@@ -43,11 +56,14 @@ class MetricLogger:
         self._compiled: set[str] = set()
         self._tty = sys.stdout.isatty()
         self._file = None
-        self._board = None
+        self._sinks: list[Sink] = []
         if not quiet:
+            if run.tensorboard and (board := open_board(run, start_step)) is not None:
+                self._sinks.append(board)
+            if run.wandb:
+                self._sinks.append(WandbSink(run))
             path = open_folder(run.workdir) / FILE
             self._file = _BucketFile(path, start_step) if is_remote(path) else _File(Path(path), start_step)
-            self._board = open_board(run, start_step) if run.tensorboard else None
 
     @property
     def window(self) -> dict[str, list[float]]:
@@ -73,10 +89,33 @@ class MetricLogger:
         elif step == 1:
             self._write(step)
 
+    def evaluation(self, step: int, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Write what an evaluation found, {what was measured: {name: value}}, on a line of its own, side by side."""
+        if self._file is None:
+            return
+        values = {f"{where}/{name}": value for where, own in scores.items() for name, value in own.items()}
+        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        self._show(step, values)
+        names = sorted({name for own in scores.values() for name in own}, key=lambda name: (name != "loss", name))
+        shown = "  ".join(
+            f"{name} {' | '.join(f'{own[name]:.4g}' if name in own else '-' for own in scores.values())}"
+            for name in names
+        )
+        self.say(f"step {step}  {' | '.join(scores)}  {shown}")
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the time spent inside out of the rate of steps."""
+        started = time.monotonic()
+        yield
+        if self._clock is not None:
+            since, clock = self._clock
+            self._clock = (since, clock + time.monotonic() - started)
+
     def image(self, step: int, grid: np.ndarray) -> None:
-        """Show a uint8 image [h w 3] in TensorBoard."""
-        if self._board is not None:
-            self._board.image("samples", grid, step)
+        """Show a uint8 image [h w 3] wherever the numbers are shown."""
+        for sink in self._sinks:
+            sink.image("samples", grid, step)
 
     @contextlib.contextmanager
     def compiling(self, what: str) -> Iterator[None]:
@@ -98,8 +137,14 @@ class MetricLogger:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def _show(self, step: int, values: Mapping[str, float | None]) -> None:
+        for sink in self._sinks:
+            for name, value in values.items():
+                if value is not None:
+                    sink.scalar(name, value, step)
 
     def _write(self, step: int) -> None:
         if self._file is None or self._clock is None:
@@ -112,10 +157,7 @@ class MetricLogger:
         self._clock = (step, time.monotonic())
         images = rate and rate * self._batch_size
         self._file.write(json.dumps({"step": step, **means, "images_per_second": images}, allow_nan=False) + "\n")
-        if self._board is not None:
-            for name, value in means.items():
-                if value is not None:
-                    self._board.scalar(name, value, step)
+        self._show(step, means)
         self._print(step, means, rate)
 
     def _print(self, step: int, means: dict[str, float | None], rate: float | None) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 from unclip_jax.adapters.stage import BASE, AdaptedStage
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import Params
-from unclip_jax.data.config import RESUMABLE_DATA_FIELDS
+from unclip_jax.data.config import RESUMABLE_DATA_FIELDS, DataConfig
+from unclip_jax.data.held_out import split
 from unclip_jax.data.pipeline import BatchSpec
 from unclip_jax.data.records import Source
 from unclip_jax.data.stores import EmbeddingStore, Space
@@ -32,12 +33,12 @@ from unclip_jax.training.belongings import AdapterOf, Belongings
 from unclip_jax.training.checkpoint import Meta
 from unclip_jax.training.encoders import FrozenEncoder
 from unclip_jax.training.lock import hold
-from unclip_jax.training.loop import Preview
 from unclip_jax.training.origin import Origin, find_origin, find_start
 from unclip_jax.training.preview import make_preview
 from unclip_jax.training.stage_configs import CLIPConfig, Config
 from unclip_jax.training.state import State
 from unclip_jax.training.statistics import measure_stats
+from unclip_jax.training.validation import validation_of
 
 TOKENIZER_CAPTIONS = 20_000
 """Captions that a tokenizer is trained on, spread over the data; more change its merges little."""
@@ -63,6 +64,15 @@ def _train(config: Config) -> State:
         _fit(store, config, encoders["clip"])
     wanted = config.batch(networks, brought)
     source = config.data.open(captions=wanted.context is not None, images=bool(wanted.sizes), store=store)
+    held_out = None
+    if config.validation.share:
+        source, held_out = split(source, config.validation.share)
+    elif config.validation.wanted:
+        data = _held_out(config)
+        own_store = data.open_store() if data.alone else store
+        if data.alone and own_store is not None:
+            _fit(own_store, config, encoders["clip"])
+        held_out = data.open(captions=wanted.context is not None, images=bool(wanted.sizes), store=own_store)
     origin = find_origin(config)
     own = Belongings(
         tokenizer=_tokenizer(config, encoders),
@@ -85,7 +95,9 @@ def _train(config: Config) -> State:
     remarks.say(remarks.of_sizes(stage, spec, len(source), config.optim.accumulate))
     own = dataclasses.replace(own, stage=stage)
 
-    def batches_of(spec: BatchSpec, start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
+    def batches_of(
+        spec: BatchSpec, start_step: int, source: Source = source
+    ) -> Generator[dict[str, np.ndarray], None, None]:
         processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         return config.data.batches(source, tokenizer, spec, start_step, **processes)
 
@@ -97,13 +109,14 @@ def _train(config: Config) -> State:
             own = dataclasses.replace(own, stats=measured)
         frozen["stats"] = own.stats
     whole = dataclasses.replace(spec, crop=None)
+    previewed = {"training": lambda step: batches_of(whole, step)}
+    if held_out is not None:
+        previewed["held out"] = lambda step: batches_of(whole, step, held_out)
     trained = trained_stage(config)
-    preview = make_preview(stage, {"training": lambda step: batches_of(whole, step)}, tokenizer)
     start = functools.partial(_start_params, origin, stage.network)
     if isinstance(trained, AdaptedStage):
         frozen[BASE], adapter = _adapted(config, stage.network, origin)
         own, start = dataclasses.replace(own, adapter=adapter), lambda: None
-        preview = None if preview is None else _preview_of_adapter(trained, preview)
     meta = Meta(
         kind=config.kind,
         config=config,
@@ -117,7 +130,8 @@ def _train(config: Config) -> State:
         optim=config.optim,
         run=config.run,
         meta=meta,
-        preview=preview,
+        preview=make_preview(trained, previewed, tokenizer),
+        validation=None if held_out is None else validation_of(config, spec, source, held_out, tokenizer),
         start_params=start,
     )
 
@@ -145,11 +159,6 @@ def _adapted(config: Config, network: Network, origin: Origin | None) -> tuple[E
     return Encoder(network=network, params=params), own
 
 
-def _preview_of_adapter(stage: AdaptedStage, preview: Preview) -> Preview:
-    merged = jax.jit(stage.merged)
-    return lambda params, frozen, step: preview(merged(params, frozen), frozen, step)
-
-
 def _brought(config: Config, store: EmbeddingStore | None) -> tuple[tuple[str, ...], frozenset[str] | None]:
     """Return which arrays of a store the run takes, those that spare it a tower of CLIP, and the towers it still needs;
     None for all. Raises UserError for a stage that has no use for z_i."""
@@ -171,6 +180,23 @@ def _fit(store: EmbeddingStore, config: Config, clip: FrozenEncoder) -> None:
         same = where == config.encoder_paths()["clip"]
         stated = clip.identity if same else FrozenEncoder.load("clip", where, towers=()).identity
     store.fit(Space(clip=clip.identity, embed_dim=spec.embed_dim, unit=spec.embedding == "unit"), stated)
+
+
+def _held_out(config: Config) -> DataConfig:
+    """Return where the held-out split or source of a run is; UserError where it is what the run trains on."""
+    data, wanted = config.data, config.validation
+    if wanted.split and data.alone:
+        raise UserError("a store of embeddings has no splits; hold out a share of it with --validation.share")
+    if wanted.split:
+        held_out = dataclasses.replace(data, split=wanted.split)
+    else:
+        held_out = dataclasses.replace(data, source=wanted.source, split="train")
+    if held_out == data:
+        option = "--validation.split" if wanted.split else "--validation.source"
+        raise UserError(f"{option} names what is trained on; name another, or hold out --validation.share of it")
+    if held_out.alone != data.alone:
+        raise UserError("where --data.source is a store of embeddings --validation.source must be one, and only there")
+    return held_out
 
 
 def _tokenizer(config: Config, encoders: dict[str, FrozenEncoder]) -> Tokenizer | None:

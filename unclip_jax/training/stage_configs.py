@@ -26,7 +26,7 @@ from unclip_jax.stages.settings import SamplingSettings
 from unclip_jax.stages.stage import Stage, array_shape
 from unclip_jax.systems import unclip
 from unclip_jax.text.tokenizer import Tokenizer
-from unclip_jax.training.config import OptimConfig, RunConfig
+from unclip_jax.training.config import OptimConfig, RunConfig, ValidationConfig
 
 Encoders = Mapping[str, Network]
 Normalise = Literal["whiten", "scale"]
@@ -46,6 +46,8 @@ class Config(DataclassInstance, Protocol):
     def optim(self) -> OptimConfig: ...
     @property
     def run(self) -> RunConfig: ...
+    @property
+    def validation(self) -> ValidationConfig: ...
     @property
     def start_from(self) -> str: ...
     @property
@@ -91,6 +93,8 @@ class CLIPConfig:
     """The optimiser."""
     run: RunConfig
     """The run."""
+    validation: ValidationConfig = ValidationConfig()
+    """What is held out."""
     start_from: str = ""
     """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
     the recipe's network, process, sampling settings and encoders those of the weights."""
@@ -141,6 +145,8 @@ class PriorConfig:
     """The optimiser."""
     run: RunConfig
     """The run."""
+    validation: ValidationConfig = ValidationConfig()
+    """What is held out."""
     clip: str = ""
     """The frozen CLIP: the workdir of a CLIP run, or a bundle."""
     start_from: str = ""
@@ -198,6 +204,8 @@ class DecoderConfig:
     """The optimiser."""
     run: RunConfig
     """The run."""
+    validation: ValidationConfig = ValidationConfig()
+    """What is held out."""
     clip: str = ""
     """The frozen CLIP: the workdir of a CLIP run, or a bundle."""
     start_from: str = ""
@@ -263,6 +271,8 @@ class UpsamplerConfig:
     """The optimiser."""
     run: RunConfig
     """The run."""
+    validation: ValidationConfig = ValidationConfig()
+    """What is held out."""
     start_from: str = ""
     """Weights to start from instead of random ones: the workdir of another run, or a bundle. As an option it also makes
     the recipe's network, process, sampling settings and encoders those of the weights."""
@@ -328,6 +338,8 @@ class StageConfig:
     """The optimiser."""
     run: RunConfig
     """The run."""
+    validation: ValidationConfig = ValidationConfig()
+    """What is held out."""
     clip: str = ""
     """The frozen CLIP, if the stage needs one: the workdir of a CLIP run, or a bundle."""
     start_from: str = ""
