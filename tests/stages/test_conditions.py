@@ -7,7 +7,7 @@ import pytest
 
 from tests.models.helpers import CLIP, DECODER, PRIOR, TEXT, params_of
 from unclip_jax.models.cond import UNetCond
-from unclip_jax.stages.conditions import Caption, CLIPImage, InpaintMask, inpaint_cond
+from unclip_jax.stages.conditions import Caption, CLIPImage, Condition, InpaintMask, inpaint_cond
 from unclip_jax.stages.encoders import Encoder
 
 TOKENS = jnp.array([[1, 7, 2, 0, 0], [1, 9, 4, 5, 2]])
@@ -115,3 +115,29 @@ def test_the_decoder_takes_it(spec):
         lambda params, *args: spec.apply(params, *args), shapes, jnp.zeros((2, 8, 8, 3)), T, decoder_cond(spec)
     )
     assert out.shape == (2, 8, 8, 6)
+
+
+@pytest.mark.parametrize(
+    ("condition", "network", "brought", "expected"),
+    [
+        (CLIPImage(), DECODER, (), {"image"}),
+        (CLIPImage(), DECODER, ("z_i",), set()),
+        (CLIPImage(), dataclasses.replace(DECODER, embed_dim=None), (), set()),
+        (Caption(), DECODER, (), set()),
+        (Caption(), HIDDEN_DECODER, ("z_i", "z_t"), {"text"}),
+        (Caption(), PRIOR, ("z_t",), {"text"}),
+        (Caption(), dataclasses.replace(PRIOR, text=TEXT), (), {"text"}),
+        (Caption(), dataclasses.replace(PRIOR, text=TEXT), ("z_i", "z_t"), set()),
+        (InpaintMask(), DECODER, (), set()),
+    ],
+)
+def test_what_a_batch_brings_spares_a_tower(condition, network, brought, expected):
+    assert condition.towers(network, brought) == expected
+
+
+def test_a_condition_that_does_not_say_so_needs_both_towers():
+    @dataclasses.dataclass(frozen=True)
+    class Other(Condition):
+        encoders = ("clip",)
+
+    assert Other().towers(DECODER, ("z_i", "z_t")) == {"image", "text"}

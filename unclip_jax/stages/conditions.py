@@ -17,7 +17,7 @@ from unclip_jax.core.errors import UserError
 from unclip_jax.images.degrade import LowRes
 from unclip_jax.images.masks import random_masks
 from unclip_jax.models.base import Denoiser
-from unclip_jax.stages.encoders import Arrays, empty_caption, image_embedding, text_features
+from unclip_jax.stages.encoders import TOWERS, Arrays, empty_caption, image_embedding, text_features
 from unclip_jax.stages.random import DEGRADE, DROP_TEXT, DROP_Z_I, MASK, random_drop, stream
 
 Fields = dict[str, PyTree]
@@ -42,9 +42,9 @@ class Condition:
         return ()
 
     def towers(self, network: Denoiser, brought: Collection[str]) -> frozenset[str]:
-        """Return the towers of CLIP that training needs for it, see `Stage.towers`."""
+        """Return the towers of CLIP that training needs for it, see `Stage.towers`; both where it does not say."""
         del network, brought
-        return frozenset()
+        return TOWERS if "clip" in self.encoders else frozenset()
 
     def train(
         self, network: Denoiser, frozen: Frozen, batch: Arrays, x_0: Float[Array, " b *dims"], keys: Key[Array, " b"]

@@ -127,8 +127,8 @@ class DiffusionStage(Stage):
         return self.space.towers(brought).union(*(each.towers(self.network, brought) for each in self.conditions))
 
     def image_sizes(self, encoders: Encoders, brought: Collection[str] = ()) -> tuple[int, ...]:
-        clip = encoders.get("clip")
-        seen = (clip.image_tower.image_size,) if isinstance(clip, CLIPSpec) and "z_i" not in brought else ()
+        clip, see = encoders.get("clip"), not brought or "image" in self.towers(brought)
+        seen = (clip.image_tower.image_size,) if isinstance(clip, CLIPSpec) and see else ()
         return seen if self.image_size is None else tuple(dict.fromkeys((self.image_size, *seen)))
 
     def loss(

@@ -20,6 +20,8 @@ from unclip_jax.models.clip import CLIPSpec, TextFeatures
 from unclip_jax.models.cond import EncodedCaption
 from unclip_jax.parallel.rules import REPLICATE, match_rules
 
+TOWERS = frozenset({"image", "text"})
+"""Of a CLIP."""
 Arrays = Mapping[str, PyTree]
 """Named arrays: a batch in training, what earlier stages and the caller give in sampling. An absent one may be None."""
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from unclip_jax.images.pixels import to_float
 from unclip_jax.models.clip import unit
-from unclip_jax.stages.encoders import Arrays, Encoder, image_embedding
+from unclip_jax.stages.encoders import TOWERS, Arrays, Encoder, image_embedding
 
 
 @struct.dataclass
@@ -48,9 +48,9 @@ class Space:
     """Whether it can choose among several samples for one example."""
 
     def towers(self, brought: Collection[str]) -> frozenset[str]:
-        """Return the towers of CLIP that training needs for it, see `Stage.towers`."""
+        """Return the towers of CLIP that training needs for it, see `Stage.towers`; both where it does not say."""
         del brought
-        return frozenset()
+        return TOWERS if "clip" in self.encoders else frozenset()
 
     @staticmethod
     def variants() -> dict[str, type]:

@@ -28,7 +28,7 @@ from unclip_jax.diffusion.noise import KeyNoise, NoiseSource
 from unclip_jax.models.base import Network
 from unclip_jax.models.clip import CLIPSpec
 from unclip_jax.parallel.rules import Rules
-from unclip_jax.stages.encoders import Arrays, abstract_encoder
+from unclip_jax.stages.encoders import TOWERS, Arrays, abstract_encoder
 from unclip_jax.stages.exhibits import Exhibit
 from unclip_jax.stages.settings import Options, SamplingSettings
 from unclip_jax.stages.spaces import EmbeddingStats
@@ -126,9 +126,9 @@ class Stage:
 
     def towers(self, brought: Collection[str] = ()) -> frozenset[str]:
         """Return which towers of CLIP training needs, "image" and "text", where its batches bring the arrays `brought`,
-        computed before, of z_i and z_t."""
+        computed before, of z_i and z_t; both where it does not say."""
         del brought
-        return frozenset()
+        return TOWERS if "clip" in self.encoders else frozenset()
 
     def image_sizes(self, encoders: Encoders, brought: Collection[str] = ()) -> tuple[int, ...]:
         """Return the sides in px of the images that a training batch has to bring, where it brings `brought`, too."""
