@@ -1,7 +1,6 @@
 """Indices of large files, kept in the user's cache folder under the files' sizes and times."""
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unclip_jax.core.files import atomic_write, cache_folder
+from unclip_jax.data.files import stamp
 
 
 class Index(NamedTuple):
@@ -26,8 +26,7 @@ def index_file(kind: str, version: object, files: Sequence[str], cache_dir: str 
 
     Raises OSError for a file that cannot be looked at.
     """
-    stamps = [os.stat(file) for file in files]
-    known = repr([kind, version, [(f, s.st_size, s.st_mtime_ns) for f, s in zip(files, stamps, strict=True)]])
+    known = repr([kind, version, [(file, *stamp(file)) for file in files]])
     digest = hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return (cache_folder() if cache_dir is None else Path(cache_dir)) / f"{kind}-{digest}.npz"
 

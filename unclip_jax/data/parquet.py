@@ -9,12 +9,13 @@ after another, into a file in the user's cache folder (as the datasets library d
 a pod every host does that for itself. Captions and keys stay in memory, as Arrow has them.
 """
 
+import contextlib
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from unclip_jax.core.errors import UserError
 from unclip_jax.core.extras import needs
 from unclip_jax.core.files import atomic_write
 from unclip_jax.data.columns import MOST_IMAGE_BYTES, Columns, Rows
+from unclip_jax.data.files import for_library, is_remote, reported
 from unclip_jax.data.index_cache import index_file, load_index, save_index
 from unclip_jax.data.skipping import BadRecordError
 
@@ -38,6 +40,23 @@ ParquetFile = Any
 """A `pyarrow.parquet.ParquetFile`."""
 Column = Any
 """A `pyarrow.ChunkedArray`."""
+
+
+class Head(NamedTuple):
+    """What the end of a parquet file says of it."""
+
+    names: list[str]
+    metadata: Any
+
+    def bytes_of(self, column: str) -> int:
+        """Return the bytes that a column has when unpacked."""
+        groups = (self.metadata.row_group(group) for group in range(self.metadata.num_row_groups))
+        return sum(
+            group.column(number).total_uncompressed_size
+            for group in groups
+            for number in range(group.num_columns)
+            if group.column(number).path_in_schema.split(".")[0] == column
+        )
 
 
 class ParquetRows(Rows):
@@ -60,25 +79,26 @@ class ParquetRows(Rows):
     ):
         self.where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1:,} more"
         self._shards = tuple(shards)
-        files = [_opened(shard) for shard in shards]
-        self._columns = list(files[0].schema_arrow.names)
-        for shard, file in zip(shards, files, strict=True):
-            if missing := set(self._columns) - set(file.schema_arrow.names):
+        heads = [_head(shard) for shard in shards]
+        self._columns = heads[0].names
+        for shard, head in zip(shards, heads, strict=True):
+            if missing := set(self._columns) - set(head.names):
                 line = f"{shard} has no column {sorted(missing)[0]!r}, which {shards[0]} has"
                 raise UserError(f"{line}; give files that are alike")
         used = columns.among(self._columns, self.where, captions=captions)
         self._image = used.image
-        index = index_file(f"parquet-{_word(used.image)}", VERSION, shards, cache_dir)
+        with reported(self.where):
+            index = index_file(f"parquet-{_word(used.image)}", VERSION, shards, cache_dir)
         self._images = index.with_suffix(".images")
         kept = load_index(index, ROW) if self._images.is_file() else None
-        if kept is None or len(kept.rows) != sum(file.metadata.num_rows for file in files):
-            rows = self._unpack(files)
+        if kept is None or len(kept.rows) != sum(head.metadata.num_rows for head in heads):
+            rows = self._unpack(heads)
             save_index(index, rows, {})
         else:
             rows = kept.rows
         self._rows = rows
         small = [name for name in (used.caption, used.key) if name]
-        self._table = _tables(files, small, self.where)
+        self._table = _tables(shards, small, self.where)
 
     @property
     def columns(self) -> Sequence[str]:
@@ -125,9 +145,9 @@ class ParquetRows(Rows):
             raise BadRecordError(f"{self._images} ends in it; remove that file")
         return data
 
-    def _unpack(self, files: Sequence[ParquetFile]) -> np.ndarray:
+    def _unpack(self, heads: Sequence[Head]) -> np.ndarray:
         """Write the images one after another, and return where they are."""
-        total = sum(_bytes_of(file, self._image) for file in files)
+        total = sum(head.bytes_of(self._image) for head in heads)
         self._images.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._images.parent).free
         if total + SPARE > free:
@@ -139,9 +159,9 @@ class ParquetRows(Rows):
         at = 0
         try:
             with atomic_write(self._images) as draft, open(draft, "wb") as out:
-                for shard, file in enumerate(files):
+                for shard, name in enumerate(self._shards):
                     row = 0
-                    for image in _images(file, self._image, self._shards[shard]):
+                    for image in _images(name, self._image):
                         taken = image if image is not None and len(image) <= MOST_IMAGE_BYTES else b""
                         out.write(taken)
                         rows.append((shard, row, at, len(taken)))
@@ -171,20 +191,27 @@ def _opened(shard: str) -> ParquetFile:
         import pyarrow as pa
         import pyarrow.parquet as pq
     try:
-        file = pq.ParquetFile(shard)
-        file.schema_arrow.names  # noqa: B018 -- may be no text
-        return file
+        with reported(shard) if is_remote(shard) else contextlib.nullcontext():
+            return pq.ParquetFile(for_library(shard))
     except (pa.ArrowException, OSError, ValueError) as error:
         why = " ".join(str(error).split())[:120]
         raise UserError(f"{shard} is no parquet file that can be read ({why}); copy it again") from error
 
 
-def _images(file: ParquetFile, column: str, shard: str) -> Iterator[bytes | None]:
+def _head(shard: str) -> Head:
+    file = _opened(shard)
+    try:
+        return Head(list(file.schema_arrow.names), file.metadata)
+    except ValueError as error:  # a name that is no text
+        raise UserError(f"{shard} is no parquet file that can be read ({error}); copy it again") from error
+
+
+def _images(shard: str, column: str) -> Iterator[bytes | None]:
     """Yield the cells of the column of images as bytes."""
     import pyarrow as pa
 
     try:
-        for batch in file.iter_batches(BATCH, columns=[column]):
+        for batch in _opened(shard).iter_batches(BATCH, columns=[column]):
             for cell in batch.column(0).to_pylist():
                 found = cell.get("bytes") if isinstance(cell, dict) else cell
                 yield found if isinstance(found, bytes) else None
@@ -193,27 +220,16 @@ def _images(file: ParquetFile, column: str, shard: str) -> Iterator[bytes | None
         raise UserError(f"{shard} is damaged ({why}); copy it again") from error
 
 
-def _tables(files: Sequence[ParquetFile], names: Sequence[str], where: str) -> dict[str, Column]:
+def _tables(shards: Sequence[str], names: Sequence[str], where: str) -> dict[str, Column]:
     """Read small columns whole."""
     import pyarrow as pa
 
     try:
-        return {name: pa.chunked_array([c for f in files for c in f.read([name]).column(0).chunks]) for name in names}
+        tables = [_opened(shard).read(list(names)) for shard in shards] if names else []
+        return {name: pa.chunked_array([part for each in tables for part in each[name].chunks]) for name in names}
     except (pa.ArrowException, OSError, ValueError) as error:
         why = " ".join(str(error).split())[:120]
         raise UserError(f"{where} is damaged, or its columns are of several types ({why}); copy it again") from error
-
-
-def _bytes_of(file: ParquetFile, column: str) -> int:
-    """Return the bytes that a column has when unpacked."""
-    metadata = file.metadata
-    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
-    return sum(
-        group.column(number).total_uncompressed_size
-        for group in groups
-        for number in range(group.num_columns)
-        if group.column(number).path_in_schema.split(".")[0] == column
-    )
 
 
 def _word(name: str) -> str:

@@ -1,10 +1,10 @@
 """Names of files by patterns: {00..99}, * and ?, several of them joined by "::"."""
 
-import glob
 import os
 import re
 
 from unclip_jax.core.errors import UserError
+from unclip_jax.data.files import matching
 
 MOST_FILES = 1_000_000
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -20,12 +20,10 @@ def files_of(pattern: str, kind: str = "tar") -> list[str]:
     """
     found: dict[str, None] = {}
     for each in pattern.split("::"):
-        names = _expanded(os.path.expanduser(each))
-        for name in names:
-            files = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
-            if not files or not os.path.isfile(files[0]):
+        for name in _expanded(os.path.expanduser(each)):
+            if not (files := matching(name)):
                 raise UserError(f"there is no file {name}; give {kind} files, as in shards/{{00000..00099}}.{kind}")
-            found |= dict.fromkeys(os.path.abspath(file) for file in files)
+            found |= dict.fromkeys(files)
     return sorted(found)
 
 

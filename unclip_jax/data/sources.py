@@ -72,8 +72,8 @@ def _array_records(files: Sequence[str], columns: Columns, taking: Taking) -> De
 FORMATS: dict[str, tuple[re.Pattern[str], Callable[[Sequence[str], Columns, Taking], DescribedSource]]] = {
     "tar": (re.compile(r"\.tar$"), _tars),
     "parquet": (re.compile(r"\.parquet$"), _parquet),
-    "tfrecord": (re.compile(r"\.tfrecords?(-\d+-of-\d+)?$"), _tfrecords),
-    "array_record": (re.compile(r"\.array_?record(-\d+-of-\d+)?$"), _array_records),
+    "tfrecord": (re.compile(r"\.tfrecords?(-[^/]*)?$"), _tfrecords),
+    "array_record": (re.compile(r"\.array_?record(-[^/]*)?$"), _array_records),
 }
 """Formats of files by name: how a file is called, and what opens several."""
 

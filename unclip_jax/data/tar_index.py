@@ -12,7 +12,6 @@ files' sizes and times.
 """
 
 import dataclasses
-import io
 import multiprocessing
 import os
 import sys
@@ -23,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unclip_jax.data.files import OpenFile, open_file, stamp
 from unclip_jax.data.index_cache import index_file, load_index, save_index
 from unclip_jax.images.files import IMAGE_SUFFIXES
 
@@ -82,7 +82,7 @@ def read_index(shards: Sequence[str], cache_dir: str | Path | None = None) -> Ta
         index = TarIndex(tuple(shards), kept.rows, kept.texts["keys"], kept.faults)
         if not len(index.rows) or index.rows["key_end"][-1] == len(index.keys):
             return index
-    total = sum(os.path.getsize(shard) for shard in shards)
+    total = sum(int(str(stamp(shard)[0])) for shard in shards)
     if total >= PARALLEL:
         print(f"reading the headers of {len(shards):,} tar files of {total / 1e9:,.1f} GB", file=sys.stderr)
     if total >= PARALLEL and len(shards) > 1:
@@ -120,7 +120,7 @@ def records_of(shard: str) -> tuple[np.ndarray, list[str], dict[str, str]]:
             faults[f"{name}/{key}"] = why
         seen.add(key)
 
-    with open(shard, "rb") as file:
+    with open_file(shard) as file:
         for member in members(file, name, faults):
             folder, slash, base = member.name.rpartition("/")
             stem, dot, suffix = base.partition(".")
@@ -138,13 +138,13 @@ def records_of(shard: str) -> tuple[np.ndarray, list[str], dict[str, str]]:
     return table, keys, faults
 
 
-def members(file: io.BufferedReader, name: str, faults: dict[str, str]) -> Iterator[Member]:
+def members(file: OpenFile, name: str, faults: dict[str, str]) -> Iterator[Member]:
     """Yield the files in a tar. A damaged header, and a member that the file ends in, go to `faults`; what lies behind
     a damaged header is found by the next whole one."""
-    size, at = os.fstat(file.fileno()).st_size, 0
+    size, at = file.size, 0
     path, length, lost = None, None, False
     while at + BLOCK <= size:
-        header = os.pread(file.fileno(), BLOCK, at)
+        header = file.read_at(at, BLOCK)
         if not any(header):
             at += BLOCK
             continue
@@ -161,7 +161,7 @@ def members(file: io.BufferedReader, name: str, faults: dict[str, str]) -> Itera
             faults[f"{name}, byte {data}"] = "the file ends in this member; copy it again"
             return
         if kind in b"xL" and own <= MOST_EXTENDED:
-            text = os.pread(file.fileno(), own, data)
+            text = file.read_at(data, own)
             if kind == b"L":
                 path = text.rstrip(b"\0").decode("utf-8", "surrogateescape")
             else:

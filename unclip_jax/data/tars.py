@@ -19,6 +19,7 @@ import numpy as np
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import JsonDict
 from unclip_jax.data.captions import MOST_BYTES, NO_CAPTION, cells_of
+from unclip_jax.data.files import read_part, reported
 from unclip_jax.data.filters import MEASURED, measures
 from unclip_jax.data.records import Record
 from unclip_jax.data.skipping import BadRecordError, SkippingSource, check_limits
@@ -54,10 +55,8 @@ class TarSource(SkippingSource):
         cache_dir: str | Path | None = None,
     ):
         check_limits(max_bad_share, min_side)
-        try:
+        with reported(shards[0] if len(shards) == 1 else f"{shards[0]} or another of {len(shards):,}"):
             self._index = read_index(shards, cache_dir)
-        except OSError as error:
-            raise UserError(f"{error.filename} cannot be read ({error.strerror}); give files that can") from error
         self._min_side, self._captions = min_side, captions
         where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1:,} more"
         rows = self._index.rows
@@ -101,25 +100,24 @@ class TarSource(SkippingSource):
         row = self._index.rows[number]
         if not 0 < row["json_bytes"] <= MOST_BYTES:
             return {}
-        with open(self._index.shards[row["shard"]], "rb") as shard:
-            return cells_of(os.pread(shard.fileno(), int(row["json_bytes"]), int(row["json_at"])))
+        return cells_of(read_part(self._index.shards[row["shard"]], int(row["json_at"]), int(row["json_bytes"])))
 
     def _size(self, number: int) -> tuple[int, int] | None:
         row = self._index.rows[number]
-        with open(self._index.shards[row["shard"]], "rb") as shard:
-            for most in (HEADER_BYTES, MOST_IMAGE_BYTES):
-                data = os.pread(shard.fileno(), min(int(row["image_bytes"]), most), int(row["image_at"]))
-                if (size := image_size(data)) is not None or len(data) == row["image_bytes"]:
-                    return size
+        for most in (HEADER_BYTES, MOST_IMAGE_BYTES):
+            wanted = min(int(row["image_bytes"]), most)
+            data = read_part(self._index.shards[row["shard"]], int(row["image_at"]), wanted)
+            if (size := image_size(data)) is not None or len(data) == row["image_bytes"]:
+                return size
         return None
 
     def read(self, index: int) -> Record:
         row, name = self._index.rows[self._records[index]], self.name(index)
-        with open(self._index.shards[row["shard"]], "rb") as shard:
-            image_bytes = _part(shard.fileno(), int(row["image_at"]), int(row["image_bytes"]), MOST_IMAGE_BYTES)
-            text = b""
-            if self._captions:
-                text = _part(shard.fileno(), int(row["caption_at"]), int(row["caption_bytes"]), MOST_BYTES)
+        shard = self._index.shards[row["shard"]]
+        image_bytes = _part(shard, int(row["image_at"]), int(row["image_bytes"]), MOST_IMAGE_BYTES)
+        text = b""
+        if self._captions:
+            text = _part(shard, int(row["caption_at"]), int(row["caption_bytes"]), MOST_BYTES)
         captions = _captions(text, CAPTIONS[row["caption"]]) if self._captions else ("",)
         image = read_image(image_bytes, name=name)
         if min(image.size) < self._min_side:
@@ -128,10 +126,10 @@ class TarSource(SkippingSource):
         return Record(image=np.array(image), captions=captions, name=name, key=self.key(index))
 
 
-def _part(file: int, at: int, size: int, most: int) -> bytes:
+def _part(file: str, at: int, size: int, most: int) -> bytes:
     if size > most:
         raise BadRecordError(f"has a part of {size:,} bytes, more than the limit of {most:,}")
-    found = os.pread(file, size, at)
+    found = read_part(file, at, size)
     if len(found) < size:
         raise BadRecordError("the file ends in it; copy it again")
     return found

@@ -20,6 +20,7 @@ from unclip_jax.core.errors import UserError
 from unclip_jax.core.extras import needs
 from unclip_jax.data import examples
 from unclip_jax.data.columns import Rows
+from unclip_jax.data.files import open_file, read_part, reported
 from unclip_jax.data.index_cache import index_file, load_index, save_index
 from unclip_jax.data.skipping import BadRecordError
 
@@ -83,8 +84,7 @@ class TFRecords(Rows):
         size = int(row["size"])
         if size > examples.MOST_BYTES:
             raise BadRecordError(f"has {size:,} bytes, more than the limit of {examples.MOST_BYTES:,}")
-        with open(self._shards[row["shard"]], "rb") as shard:
-            data = os.pread(shard.fileno(), size + FOOTER, int(row["at"]))
+        data = read_part(self._shards[row["shard"]], int(row["at"]), size + FOOTER)
         if len(data) < size + FOOTER:
             raise BadRecordError("the file ends in it; copy it again")
         record = data[:size]
@@ -95,10 +95,8 @@ class TFRecords(Rows):
 
 def open_tfrecords(shards: Sequence[str], cache_dir: str | Path | None = None) -> TFRecords:
     """Open TFRecord files; raise UserError for what cannot be read."""
-    try:
+    with reported(shards[0] if len(shards) == 1 else f"{shards[0]} or another of {len(shards):,}"):
         return TFRecords(shards, cache_dir)
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); give files that can") from error
 
 
 def masked_crc(data: bytes) -> int:
@@ -112,11 +110,10 @@ def masked_crc(data: bytes) -> int:
 def _records_of(shard: str) -> tuple[np.ndarray, dict[str, str]]:
     """Return where the records of a file are, and what is none. Behind a damaged length nothing can be found."""
     name, places, faults = os.path.basename(shard), [], {}
-    size = os.stat(shard).st_size
-    with open(shard, "rb") as file:
-        at = 0
+    with open_file(shard) as file:
+        size, at = file.size, 0
         while at < size:
-            header = os.pread(file.fileno(), HEADER, at)
+            header = file.read_at(at, HEADER)
             if len(header) == HEADER and masked_crc(header[:8]) == struct.unpack("<I", header[8:])[0]:
                 (length,) = struct.unpack("<Q", header[:8])
                 if length + HEADER + FOOTER > size - at:
