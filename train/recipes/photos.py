@@ -15,11 +15,12 @@ from unclip_jax.models.prior import PriorSpec
 from unclip_jax.models.unet import UNetSpec
 from unclip_jax.parallel.mesh import MeshSpec
 from unclip_jax.stages.settings import SamplingSettings
-from unclip_jax.training.config import OptimConfig, RunConfig
+from unclip_jax.training.config import OptimConfig, RunConfig, ValidationConfig
 from unclip_jax.training.stage_configs import CLIPConfig, DecoderConfig, PriorConfig, UpsamplerConfig
 
 DATA = "photos"
 DEEP = {"dtype": "bfloat16", "remat": True, "scan": True}
+HELD_OUT = ValidationConfig(share=0.05)
 ADAMW = OptimConfig(beta2=0.98, weight_decay=0.1, schedule="cosine")
 
 
@@ -89,6 +90,7 @@ def _clip(size: _Size) -> CLIPConfig:
         data=size.data(0),
         optim=dataclasses.replace(ADAMW, learning_rate=5e-4, warmup_steps=size.steps[0] // 20),
         run=size.run(0, "clip"),
+        validation=HELD_OUT,
     )
 
 
@@ -109,6 +111,7 @@ def _prior(size: _Size, width: int, num_layers: int) -> PriorConfig:
         clip=f"runs/{size.name}/clip",
         optim=dataclasses.replace(ADAMW, learning_rate=3e-4, warmup_steps=size.steps[1] // 20),
         run=size.run(1, "prior"),
+        validation=HELD_OUT,
         sampling=SamplingSettings(steps=25, guidance_scale=2.0, num_candidates=2),
     )
 
@@ -121,6 +124,7 @@ def _decoder(size: _Size, model: UNetSpec) -> DecoderConfig:
         clip=f"runs/{size.name}/clip",
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=size.steps[2] // 20, ema_decay=0.998),
         run=size.run(2, "decoder"),
+        validation=HELD_OUT,
         sampling=SamplingSettings(steps=32, guidance_scale=2.0),
     )
 
@@ -133,6 +137,7 @@ def _upsampler(size: _Size, model: UNetSpec) -> UpsamplerConfig:
         data=dataclasses.replace(size.data(3), flip=True),
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=100, ema_decay=0.998),
         run=size.run(3, "upsampler"),
+        validation=HELD_OUT,
         sampling=SamplingSettings(steps=27),
     )
 
