@@ -18,7 +18,7 @@ from unclip_jax.training.export import assemble_unclip
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Make a bundle from the moving averages in the newest checkpoints of training runs."""
+    """Make a bundle from the moving averages in the newest, or the best, checkpoints of training runs."""
 
     out: tyro.conf.Positional[Path]
     """Folder to make."""
@@ -32,6 +32,8 @@ class Options:
     """Workdirs of the upsamplers, the first one first."""
     base: str | None = None
     """A bundle, or the name of a shipped one, from which all comes that is not given here."""
+    best: bool = False
+    """Take the checkpoints that were the best on held-out examples, instead of the newest."""
     dtype: StoredDtype = "float32"
     """What the weights are stored as."""
     name: str | None = None
@@ -59,6 +61,7 @@ def main() -> None:
         base=base,
         name=options.name or options.out.resolve().name,
         license=options.license,
+        step="best" if options.best else None,
         description=options.description or (base.description if base is not None else ""),
     )
     chosen = override(system, options.settings)

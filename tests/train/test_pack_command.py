@@ -62,7 +62,7 @@ def runs(whole, monkeypatch):
             extra["stats"] = {key: np.asarray(getattr(whole.stats, key)).tolist() for key in ("mean", "std")}
         meta = {"kind": name.partition("_")[0], "config": {}, "extra": extra}
         found[Path(name)] = (whole.params[name], json.loads(json.dumps(meta)))
-    monkeypatch.setattr(export, "load_params", lambda path, which="params": found[path])
+    monkeypatch.setattr(export, "load_params", lambda path, which="params", step=None: found[path])
     return found
 
 
@@ -237,7 +237,10 @@ def test_pack_takes_the_moving_average_of_a_real_checkpoint(whole, tmp_path):
     ema = jax.tree.map(jnp.asarray, clip.params)
     state = State(step=zero, params=jax.tree.map(jnp.zeros_like, ema), ema=ema, opt_state={}, skipped=zero)
     checkpoints = Checkpoints(tmp_path / "run", meta=meta, keep=1)
-    checkpoints.save(7, state, {})
+    checkpoints.keep_best(5)
+    better = state.replace(ema=jax.tree.map(lambda x: x + 1, ema))
+    checkpoints.save(5, better, {})
+    checkpoints.save(7, state, {}, {"best_step": 5})
     checkpoints.wait()
     checkpoints.close()
 
@@ -245,3 +248,5 @@ def test_pack_takes_the_moving_average_of_a_real_checkpoint(whole, tmp_path):
     assert_trees_equal(packed.encoder("clip").params, ema)
     assert packed.encoder("clip").network == clip.network
     assert packed.identities["clip"] == identity(clip.params)
+    packed = assemble_unclip(clip=tmp_path / "run", **ABOUT, step="best")
+    assert_trees_equal(packed.encoder("clip").params, better.ema)

@@ -148,7 +148,8 @@ class ValidationConfig:
     def __post_init__(self):
         _require(0 <= self.share < 1, f"validation.share is {self.share}; it must be at least 0 and below 1")
         given = [f"--validation.{name}" for name in ("share", "split", "source") if getattr(self, name)]
-        _require(len(given) < 2, f"{' and '.join(given)} are given; one says what is held out, leave out the other")
+        advice = "set --validation.share 0, or leave out the other" if self.share else "leave out the other"
+        _require(len(given) < 2, f"{' and '.join(given)} are given; one says what is held out, {advice}")
         _require(self.every >= 0, f"validation.every is {self.every}; it must be 0 (as checkpoints) or more")
         for name in ("examples", "patience"):
             value = getattr(self, name)

@@ -6,6 +6,7 @@ Each run says in its checkpoint's meta what belongs to its weights (`unclip_jax.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -46,14 +47,16 @@ def assemble(
     name: str,
     license: str | None,
     description: str,
+    step: Literal["best"] | None = None,
 ) -> System:
-    """Assemble a system of the moving averages in the newest checkpoints of the given runs.
+    """Assemble a system of the moving averages in the newest, or the best, checkpoints of the given runs.
 
     Args:
         runs: workdirs by the name that each is to have; stages in the order in which they run.
         streams: the stream of noise of each stage of the result.
         base: a system with what the runs do not make, at the place that its stages have there.
         name, description: as in `System`.
+        step: None for the newest.
         license: as well; None for that of the weights that come from the base, or that the runs started from.
 
     Raises:
@@ -69,7 +72,7 @@ def assemble(
     sampling, identities, tokenizer = dict(base.sampling), dict(base.identities), base.tokenizer
     stats = {each: base.stats for each, stage in base.stages.items() if stage.needs_stats and each not in runs}
     for each, path in runs.items():
-        run = read_run(path)
+        run = read_run(path, step)
         own = run.belongings
         if isinstance(run.stage, ContrastiveStage):
             encoders[each] = Encoder(network=run.stage.network, params=run.params)
@@ -125,6 +128,7 @@ def assemble_unclip(
     name: str,
     license: str | None,
     description: str,
+    step: Literal["best"] | None = None,
 ) -> System:
     """Call `assemble` for unCLIP: upsamplers in the order in which they are applied, instead of all those in `base`.
 
@@ -148,12 +152,13 @@ def assemble_unclip(
         )
     stages = [*(base.stages if base is not None else ()), *(each for each in runs if each != "clip")]
     streams = unclip.streams(stages)
-    return assemble(runs, streams=streams, base=base, name=name, license=license, description=description)
+    about = {"name": name, "license": license, "description": description}
+    return assemble(runs, streams=streams, base=base, step=step, **about)
 
 
-def read_run(path: Path) -> TrainedRun:
-    """Read the newest checkpoint of a run, its moving average, an adapter merged into what it adapts; UserError where
-    there is none."""
-    params, meta = load_params(path, "ema")
+def read_run(path: Path, step: Literal["best"] | None = None) -> TrainedRun:
+    """Read the newest checkpoint of a run, or the one that was the best on held-out examples: its moving average, an
+    adapter merged into what it adapts; UserError where there is none."""
+    params, meta = load_params(path, "ema", step)
     own = Belongings.of_meta(meta, str(path))
     return TrainedRun(whole(params, own, str(path)), own)
