@@ -31,6 +31,8 @@ from unclip_jax.training.loop import train
 from unclip_jax.training.preview import first_examples
 from unclip_jax.training.state import abstract_state, start_from, state_shardings
 from unclip_jax.training.step import make_step
+from unclip_jax.training.tracker import HELD_OUT, TRAINING
+from unclip_jax.training.validation import Evaluator, Validation
 
 KINDS = ("clip", "prior", "decoder", "upsampler")
 LAYOUT = MeshSpec(data=8)
@@ -63,6 +65,21 @@ def stage_losses(kind):
     return losses
 
 
+def evaluated():
+    """What an evaluation of the toy finds, which ten examples of either kind make."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10, toy.WIDTH)).astype(np.float32)
+    whole = {"x": np.concatenate([x, x[:6]]), "label": np.arange(16, dtype=np.int32) % 4}
+    examples = {name: lambda rows: [my_rows(jax.tree.map(lambda x: x[:rows], whole))] for name in (HELD_OUT, TRAINING)}
+    fields = {"every": 1, "patience": 1, "count": 10, "most_rows": 16, "what": "a test"}
+    mesh = make_mesh(LAYOUT)
+    layout = state_shardings(abstract_state(toy.Toy(), OPTIM, mesh)).ema
+    frozen = put_global(toy.FROZEN, frozen_shardings(toy.FROZEN, mesh))
+    params = put_global(jax.device_get(toy.Toy().init(jax.random.key(0))), layout)
+    judge = Evaluator(toy.Toy(), Validation(examples=examples, **fields), mesh, layout, None)
+    return judge(params, frozen)[HELD_OUT]
+
+
 def images(mesh=None):
     """Nine images, so that a second batch is not full."""
     return text_to_image(tiny.system(), PROMPTS, seed=3, stop_at=8, batch_size=1, mesh=mesh).tolist()
@@ -79,6 +96,7 @@ def stages(folder):
         "fetched": to_host(jax.jit(lambda x: 2 * x)(whole)).tolist(),
         "numbers": from_all(jax.process_index()),
         "images": images(make_mesh(LAYOUT)),
+        "evaluated": evaluated(),
         "losses": {kind: stage_losses(kind) for kind in KINDS},
     }
     (Path(folder) / str(jax.process_index())).write_text(json.dumps(seen))

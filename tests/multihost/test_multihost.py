@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.multihost.run import KINDS, ONE_LEVEL, images
+from tests.multihost.run import KINDS, ONE_LEVEL, evaluated, images
 from tests.training.test_devices import on_one_device
 from tests.training.toy import FROZEN, Toy, batches, config
 from unclip_jax.training.checkpoint import FOLDER
@@ -198,6 +198,8 @@ def test_every_process_sees_the_same(seen):
         assert process["fetched"] == [2.0 * i for i in range(8)]
         assert process["numbers"] == [0, 1]
         assert process["losses"] == processes[0]["losses"]
+        assert process["evaluated"] == processes[0]["evaluated"]
+        assert process["evaluated"] == pytest.approx(evaluated(), rel=1e-6)
         assert process["images"] == drawn
 
 

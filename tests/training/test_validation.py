@@ -23,7 +23,7 @@ from unclip_jax.training.config import ValidationConfig
 from unclip_jax.training.loop import train
 from unclip_jax.training.state import abstract_state, state_shardings
 from unclip_jax.training.tracker import HELD_OUT, TRAINING, Tracker, best_step
-from unclip_jax.training.validation import Evaluator, Validation
+from unclip_jax.training.validation import Evaluator, Judged, Validation, metric_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -109,6 +109,45 @@ def test_a_condition_that_is_not_used_makes_no_gap():
     shuffled = measure(frozen, batch | {"tokens": batch["tokens"][::-1], "mask": batch["mask"][::-1]})
     np.testing.assert_array_equal(found["loss_without_caption"][0], shuffled["loss_without_caption"][0])
     assert (np.asarray(shuffled["loss"][0]) != loss).any()
+
+
+@pytest.mark.slow
+def test_what_a_decoder_samples_is_judged():
+    stage, params, frozen, batch = small("decoder", **ONE_LEVEL)
+    seen = []
+
+    def metric(sampled, true, captions):
+        seen.append((sampled, true, captions))
+        return {"difference": float(np.mean(np.abs(sampled.astype(int) - true))), "never": float("nan")}
+
+    def found(devices, most_rows):
+        mesh = make_mesh(MeshSpec(), jax.devices()[:devices])
+        layout = state_shardings(abstract_state(stage, config("x", 1)["optim"], mesh))
+        examples = {HELD_OUT: examples_of(batch), TRAINING: examples_of(batch)}
+        judged = Judged(metric=metric, count=6, examples=examples, tokenizer=tiny.tokenizer())
+        given = validation(batch, batch, most_rows=most_rows, judged=judged)
+        where = frozen_shardings(frozen, mesh)
+        return Evaluator(stage, given, mesh, layout.ema, where)(params, jax.device_put(frozen, where))
+
+    scores = found(8, 8)
+    assert scores[HELD_OUT] == scores[TRAINING] and "sampled_never" not in scores[HELD_OUT]
+    (sampled, true, captions), again = seen
+    np.testing.assert_array_equal(true, batch["image_8"][:6])
+    assert captions == tiny.tokenizer().decode(batch["tokens"][:6]) and (sampled != true).any()
+    np.testing.assert_array_equal(sampled, again[0])
+    other = found(1, 4)[HELD_OUT]
+    assert other["sampled_difference"] == pytest.approx(scores[HELD_OUT]["sampled_difference"], rel=1e-3)
+
+
+def test_a_metric_by_its_name():
+    judge = metric_of("unclip_jax.eval.shapes.cases:read_captions")
+    images = np.stack([record.image for record in tiny.records()[:8]])
+    captions = [record.captions[0] for record in tiny.records()[:8]]
+    right, wrong = judge(images, images, captions), judge(images, images, captions[::-1])
+    assert right["all"] > wrong["all"] and judge(images, images, ["cut"] * 8).keys() == right.keys()
+    for name in ("nowhere:f", "json:nothing", "json", "json:", ":x"):
+        with pytest.raises(UserError, match="there is no such function .*; give package.module:function"):
+            metric_of(name)
 
 
 def toy_examples(seed, count=10):

@@ -99,6 +99,11 @@ class AdaptedStage(Stage):
     def preview(self, weights: Weights, batch: Batch) -> Exhibit:
         return self.base.preview(self._whole(weights), batch)
 
+    def draw(
+        self, weights: Weights, batch: Batch, noise: NoiseSource
+    ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]]:
+        return self.base.draw(self._whole(weights), batch, noise)
+
     def sample(self, options: Options, weights: Weights, rows: Arrays, noise: NoiseSource) -> Float[Array, "b ..."]:
         return self.base.sample(options, self._whole(weights), rows, noise)
 

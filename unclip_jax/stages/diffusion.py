@@ -241,6 +241,14 @@ class DiffusionStage(Stage):
         rows = f"captions, {self.writes} sampled"
         return Cosines(values=unit(sampled) @ unit(true).T, pictures=pictures, rows=rows, columns=f"true {self.writes}")
 
+    def draw(
+        self, weights: Weights, batch: Batch, noise: NoiseSource
+    ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]]:
+        x_0, arrays = to_float(batch[f"image_{self.image_size}"]), dict(batch)
+        for each in self.conditions:
+            arrays |= each.derive(self.network, x_0)
+        return x_0, self.sample(Options(settings=PREVIEW), weights, arrays, noise)
+
     def problem(self, options: Options, weights: Weights, inputs: Arrays) -> Problem:
         """Return the problem to solve for the rows of `inputs`, the arrays that the stage reads, for any sampler or
         operation."""

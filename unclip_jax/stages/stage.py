@@ -187,6 +187,13 @@ class Stage:
         """
         raise NotImplementedError
 
+    def draw(
+        self, weights: Weights, batch: Batch, noise: NoiseSource
+    ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]]:
+        """Return the images of a training batch of whole ones that it would write, and what it samples in their place;
+        pure. Only for a stage with an `image_size`."""
+        raise NotImplementedError
+
     def remarks_on_sizes(self, batch_size: int, num_records: int, microbatches: int, hard: bool) -> Iterator[str]:
         """Yield what a person should know of the sizes of a run alone, a line each.
 

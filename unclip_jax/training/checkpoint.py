@@ -53,6 +53,7 @@ _MAY_CHANGE = (
     "run.workdir", "run.steps", "run.*_every", "run.keep", "run.keep_period", "run.mesh.*", "run.cluster.*",
     "run.hang_timeout", "run.backend", "run.tensorboard", "run.profile", "run.take_over", "run.wandb",
     "validation.split", "validation.source", "validation.every", "validation.examples", "validation.patience",
+    "validation.metric", "validation.sampled",
     "optim.learning_rate", "optim.clip_norm", "optim.accumulate", "optim.on_nonfinite", "optim.max_skips",
 )  # fmt: skip
 

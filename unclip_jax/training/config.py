@@ -145,13 +145,19 @@ class ValidationConfig:
     patience: int = 3
     """Evaluations in a row, with a worse held-out loss than before while that of training falls, that bring a line."""
 
+    metric: str = ""
+    """A function that judges sampled images, "package.module:function"; unclip_jax.eval.shapes.cases:read_captions is
+    one. For stages that write images."""
+    sampled: int = 64
+    """Held-out and training examples that are sampled for it."""
+
     def __post_init__(self):
         _require(0 <= self.share < 1, f"validation.share is {self.share}; it must be at least 0 and below 1")
         given = [f"--validation.{name}" for name in ("share", "split", "source") if getattr(self, name)]
         advice = "set --validation.share 0, or leave out the other" if self.share else "leave out the other"
         _require(len(given) < 2, f"{' and '.join(given)} are given; one says what is held out, {advice}")
         _require(self.every >= 0, f"validation.every is {self.every}; it must be 0 (as checkpoints) or more")
-        for name in ("examples", "patience"):
+        for name in ("examples", "patience", "sampled"):
             value = getattr(self, name)
             _require(value >= 1, f"validation.{name} is {value}; it must be 1 or more")
 

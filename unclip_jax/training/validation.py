@@ -12,9 +12,10 @@ average, with nothing dropped.
 import contextlib
 import dataclasses
 import functools
+import importlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
+from unclip_jax.core.errors import UserError
 from unclip_jax.data.held_out import first
 from unclip_jax.data.pipeline import BatchSpec
 from unclip_jax.data.records import KeyedSource
+from unclip_jax.images.pixels import to_uint8
+from unclip_jax.parallel.distributed import gather_rows
 from unclip_jax.parallel.layout import BATCH_AXES
 from unclip_jax.parallel.step import jit_rows, put_batch
-from unclip_jax.stages.stage import Stage
+from unclip_jax.stages.settings import SamplingSettings
+from unclip_jax.stages.stage import Stage, Weights
 from unclip_jax.text.tokenizer import Tokenizer
 from unclip_jax.training.stage_configs import Config
 from unclip_jax.training.step import example_keys
@@ -38,6 +43,27 @@ SEED = 20_260_101
 
 Examples = Callable[[int], list[dict[str, np.ndarray]]]
 """From the size of a global batch to this process's rows of the batches that hold all examples, in order."""
+
+
+Metric = Callable[[np.ndarray, np.ndarray, Sequence[str]], Mapping[str, float]]
+"""(sampled images uint8 [n h w 3], the true ones, captions) -> scores by name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What is sampled, and by what it is judged.
+
+    Attributes:
+        metric: of images; every process calls it with the same ones.
+        count: examples of either kind.
+        examples: as those of `Validation`, of whole images.
+        tokenizer: says what the captions are; None for none.
+    """
+
+    metric: Metric
+    count: int
+    examples: Mapping[str, Examples]
+    tokenizer: Tokenizer | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +77,7 @@ class Validation:
         most_rows: examples of a global batch that fit the memory.
         examples: {HELD_OUT: ..., TRAINING: ...}; they are read once, and kept.
         what: says what is evaluated, in words that change with it.
+        judged: what is sampled besides; None for nothing.
     """
 
     every: int
@@ -59,6 +86,7 @@ class Validation:
     most_rows: int
     examples: Mapping[str, Examples]
     what: str
+    judged: Judged | None = None
 
     def due(self, step: int, last_step: int) -> bool:
         """Return whether a step is evaluated."""
@@ -76,59 +104,110 @@ class Evaluator:
         parts = math.lcm(math.prod(mesh.shape[axis] for axis in BATCH_AXES), jax.process_count())
         fitting = max(min(validation.most_rows, validation.count + parts - 1) // parts, 1)
         self._rows = fitting * parts
-        self._examples = validation.examples
-        self._batches: dict[str, list[dict[str, np.ndarray]]] = {}
+        self._examples, self._judged = validation.examples, validation.judged
+        self._read = functools.cache(lambda examples: examples(self._rows))
         self._measure = jit_rows(self._measure_rows, mesh, param_shardings, frozen_shardings)
+        self._draw = jit_rows(self._draw_rows, mesh, param_shardings, frozen_shardings)
 
     def __call__(self, params: PyTree, frozen: PyTree) -> dict[str, Scores]:
         """Return the scores of held-out and of training examples; what no example has a value for is left out."""
         # The pmap backend leaves the parameters in another place.
         params = jax.device_put(params, self._shardings)
-        return {name: self._scores(name, params, frozen) for name in self._examples}
+        return {
+            name: self._scores(name, params, frozen) | self._verdict(name, params, frozen) for name in self._examples
+        }
 
     def _measure_rows(self, params: PyTree, frozen: PyTree, batch: dict[str, Array], first: Int[Array, ""]) -> PyTree:
         rows = first + jnp.arange(len(jax.tree.leaves(batch)[0]))
         return self._stage.measure(params, frozen, batch, example_keys(SEED, jnp.int32(0), rows))
 
-    def _scores(self, name: str, params: PyTree, frozen: PyTree) -> Scores:
-        if name not in self._batches:
-            self._batches[name] = self._examples[name](self._rows)
+    def _draw_rows(self, params: PyTree, frozen: PyTree, batch: dict[str, Array], first: Int[Array, ""]) -> PyTree:
+        rows = first + jnp.arange(len(jax.tree.leaves(batch)[0]))
+        noise = self._stage.noise(jax.random.key(SEED), rows, SamplingSettings())
+        return self._stage.draw(Weights(params, frozen), batch, noise)
+
+    def _over(self, program: Callable[..., PyTree], examples: Examples, params: PyTree, frozen: PyTree) -> PyTree:
+        """Return what a program makes of all examples, on the host; the last batch may hold more than was asked for."""
         parts = []
-        for number, batch in enumerate(self._batches[name]):
+        for number, batch in enumerate(self._read(examples)):
             first = jnp.int32(number * self._rows)
-            parts.append(jax.device_get(self._measure(params, frozen, put_batch(batch, self._mesh), first)))
-        # The last batch may hold more than was asked for.
-        metrics, arrays = jax.tree.map(lambda *each: np.concatenate(each)[: self._count], *parts)
+            parts.append(jax.device_get(program(params, frozen, put_batch(batch, self._mesh), first)))
+        return jax.tree.map(lambda *each: np.concatenate(each), *parts)
+
+    def _scores(self, name: str, params: PyTree, frozen: PyTree) -> Scores:
+        found = self._over(self._measure, self._examples[name], params, frozen)
+        metrics, arrays = jax.tree.map(lambda each: each[: self._count], found)
         means = {each: _mean(*pair) for each, pair in metrics.items()}
-        scores = means | self._stage.score(arrays)
-        return {each: value for each, value in sorted(scores.items()) if math.isfinite(value)}
+        return _finite(means | self._stage.score(arrays))
+
+    def _verdict(self, name: str, params: PyTree, frozen: PyTree) -> Scores:
+        judged = self._judged
+        if judged is None:
+            return {}
+        examples = judged.examples[name]
+        drawn = self._over(self._draw, examples, params, frozen)
+        true, sampled = (to_uint8(images[: judged.count]) for images in drawn)
+        captions = [""] * len(true)
+        if judged.tokenizer is not None and "tokens" in self._read(examples)[0]:
+            tokens = np.concatenate([gather_rows(batch["tokens"]) for batch in self._read(examples)])
+            captions = judged.tokenizer.decode(tokens[: judged.count])
+        found = judged.metric(sampled, true, captions)
+        return _finite({f"sampled_{each}": float(value) for each, value in found.items()})
+
+
+def _finite(scores: Mapping[str, float]) -> Scores:
+    return {name: value for name, value in sorted(scores.items()) if math.isfinite(value)}
+
+
+def metric_of(name: str) -> Metric:
+    """Return the function "package.module:function"; UserError where there is none."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        advice = "give package.module:function, as unclip_jax.eval.shapes.cases:read_captions"
+        raise UserError(f"validation.metric is {name!r}, and there is no such function ({error}); {advice}") from error
+    return found
 
 
 def validation_of(
     config: Config, spec: BatchSpec, training: KeyedSource, held_out: KeyedSource, tokenizer: Tokenizer | None
 ) -> Validation:
-    """Return the evaluation of a run whose training batches are as `spec` says, nothing mirrored."""
+    """Return the evaluation of a run whose training batches are as `spec` says, nothing mirrored.
+
+    Raises UserError for a metric that there is not, and for one of images where the stage writes none.
+    """
     wanted = config.validation
     sources = {HELD_OUT: first(held_out, wanted.examples), TRAINING: first(training, wanted.examples)}
     count = min(map(len, sources.values()))
     data = dataclasses.replace(config.data, num_workers=0)
     fixed = dataclasses.replace(spec, flip=False, seed=0)
+    few = min(count, wanted.sampled)
 
-    def read(source: KeyedSource, rows: int) -> list[dict[str, np.ndarray]]:
+    def read(source: KeyedSource, count: int, fixed: BatchSpec, rows: int) -> list[dict[str, np.ndarray]]:
         processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         spec = dataclasses.replace(fixed, batch_size=rows)
         with contextlib.closing(data.batches(source, tokenizer, spec, 0, **processes)) as batches:
             return list(itertools.islice(batches, math.ceil(count / rows)))
 
+    # The same number of either, so that recalls compare.
+    measured = {name: functools.partial(read, first(source, count), count, fixed) for name, source in sources.items()}
+    judged = None
+    if wanted.metric:
+        if config.stage().image_size is None:
+            raise UserError(f"validation.metric judges images, and a {config.kind} makes none; leave it out")
+        whole = dataclasses.replace(fixed, crop=None)
+        drawn = {name: functools.partial(read, first(source, few), few, whole) for name, source in sources.items()}
+        judged = Judged(metric=metric_of(wanted.metric), count=few, examples=drawn, tokenizer=tokenizer)
     chosen = f"share {wanted.share:g}" if wanted.share else f"{wanted.split or wanted.source}"
     return Validation(
         every=wanted.every or config.run.save_every,
         patience=wanted.patience,
         count=count,
         most_rows=spec.batch_size // config.optim.accumulate,
-        # The same number of either, so that recalls compare.
-        examples={name: functools.partial(read, first(source, count)) for name, source in sources.items()},
+        examples=measured,
         what=f"{count} examples, {chosen}",
+        judged=judged,
     )
 
 

@@ -1,11 +1,14 @@
 """Test scenes with their captions, and the shares of images that are right."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
+from unclip_jax.core.errors import UserError
 from unclip_jax.data.captioned_shapes import scenes as shapes
 from unclip_jax.eval.shapes.checker import Verdict, check
 
@@ -44,6 +47,19 @@ def shares(verdicts: list[Verdict]) -> dict[str, float]:
         values = [getattr(verdict, name) for verdict in verdicts if getattr(verdict, name) is not None]
         result[name] = float(np.mean(values)) if values else math.nan
     return result
+
+
+def read_captions(
+    images: UInt8[np.ndarray, "n h w 3"], true: UInt8[np.ndarray, "n h w 3"], captions: Sequence[str]
+) -> dict[str, float]:
+    """Return shares of images that are what their captions say, as a metric of `--validation.metric`; captions that
+    were cut, so that they cannot be read, are left out."""
+    del true
+    verdicts = []
+    for image, caption in zip(images, captions, strict=True):
+        with contextlib.suppress(UserError):
+            verdicts.append(check(image, shapes.parse(caption)))
+    return shares(verdicts)
 
 
 def evaluate(images: UInt8[np.ndarray, "n h w 3"], groups: dict[str, list[Case]]) -> dict[str, dict[str, float]]:
