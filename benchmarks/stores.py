@@ -4,8 +4,9 @@
 
 Captioned shapes of 128 px, or what weighs as much as photographs, are written as a folder, encoded with the bundle's
 CLIP, and the recipe's prior is trained from either, each in a process of its own so that the peak memory is its own.
-Images a second are those of the run's own log, reading and all, after the step has compiled; and those that one core
-reads, crops, resizes and tokenises, by processor time, which is the bound where an accelerator trains.
+Images a second are those of the run's own log, reading and all, after the step has compiled, and those of one core by
+processor time, so that other work on the machine does not count; and those that one core reads, crops, resizes and
+tokenises, which is the bound where an accelerator trains.
 """
 
 import contextlib
@@ -17,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,6 +57,21 @@ class Options:
     """Whose CLIP."""
     only: str | None = None
     """Train from this source alone, in this process, and print JSON: how the command calls itself."""
+
+
+marks: list[float] = []
+"""Processor seconds of this process when each batch was asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Marked(DataConfig):
+    """Data that note when their batches are asked for."""
+
+    def batches(self, *args: Any, **options: Any) -> Generator[dict[str, np.ndarray], None, None]:
+        marks.clear()
+        for batch in super().batches(*args, **options):
+            marks.append(time.process_time())
+            yield batch
 
 
 def write_folder(folder: Path, options: Options) -> None:
@@ -94,17 +112,18 @@ def trained(options: Options, source: str) -> dict[str, float]:
         config = dataclasses.replace(
             recipe,
             clip=options.bundle,
-            data=dataclasses.replace(recipe.data, source=source),
+            data=Marked(**vars(dataclasses.replace(recipe.data, source=source))),
             run=dataclasses.replace(recipe.run, **changes),
         )
         train(config)
+        core = (half - 1) * config.data.batch_size / (marks[-1] - marks[-half])
         lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
     towers = config.stage().towers(("z_i",) if config.data.alone else ())
     clip = FrozenEncoder.load("clip", options.bundle, towers if config.data.alone else None)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(clip.encoder.params))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rate = json.loads(lines[-1])["images_per_second"]
-    return {"rate": rate, "clip": size / 1e6, "peak": peak, "read": read(config, clip, options.seconds)}
+    return {"rate": rate, "core": core, "clip": size / 1e6, "peak": peak, "read": read(config, clip, options.seconds)}
 
 
 def main() -> None:
@@ -121,10 +140,8 @@ def main() -> None:
         encode(EncodeConfig(data=DataConfig(batch_size=1, source=str(folder)), clip=options.bundle, out=out))
         seconds = time.perf_counter() - start
         print(f"encoded {options.images:,} images in {seconds:.1f} s, compiling included\n")
-        print(
-            "| trained from | images/s | of the first | read by one core | of the first | frozen CLIP | peak memory |"
-        )
-        print("|---|---|---|---|---|---|---|")
+        print("| trained from | images/s | a core | ratio | read by a core | ratio | frozen CLIP | peak memory |")
+        print("|---|---|---|---|---|---|---|---|")
         first: dict[str, float] = {}
         for name, source in {"images, encoded in every step": str(folder), "a store": f"store:{out}"}.items():
             words = [f"--{each}={getattr(options, each)}" for each in ("recipe", "bundle", "steps", "seconds")]
@@ -132,8 +149,11 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
             first = first or found
-            rates = " | ".join(f"{found[each]:,.0f} | {found[each] / first[each]:.2f}" for each in ("rate", "read"))
-            print(f"| {name} | {rates} | {found['clip']:.2f} MB | {found['peak']:.0f} MB |", flush=True)
+            rates = " | ".join(f"{found[each]:,.0f} | {found[each] / first[each]:.2f}" for each in ("core", "read"))
+            print(
+                f"| {name} | {found['rate']:.0f} | {rates} | {found['clip']:.2f} MB | {found['peak']:.0f} MB |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
