@@ -24,7 +24,7 @@ from unclip_jax.training.encoding import EncodeConfig, encode
 from unclip_jax.training.run import train
 from unclip_jax.training.step import example_keys
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
 
 COUNT, BAD = 40, (5, 17)
 
@@ -246,7 +246,6 @@ class First:
         raise Killed
 
 
-@pytest.mark.slow
 def test_a_prior_learns_from_a_store_as_from_pictures(
     photos, tiny_folder, stores, tmp_path, few_statistics, monkeypatch
 ):
@@ -268,7 +267,6 @@ def test_a_prior_learns_from_a_store_as_from_pictures(
     assert "text_blocks" in names and "vision" not in names and "image_projection" not in names
 
 
-@pytest.mark.slow
 def test_a_prior_that_reads_tokens_needs_no_tower_at_all(tiny_folder, stores, tmp_path, few_statistics, monkeypatch):
     first, recipe = First(monkeypatch), recipes.prior()
     reads_tokens = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, text=recipes.TEXT))
@@ -286,7 +284,6 @@ def _rows(store, z_i):
     return [int(np.flatnonzero((every == each).all(1))[0]) for each in z_i]
 
 
-@pytest.mark.slow
 def test_a_run_from_a_store_carries_on_to_the_bit(tiny_folder, stores, tmp_path, few_statistics):
     source = f"store:{stores}/float32"
     whole = run("prior", tmp_path, tiny_folder, workdir=tmp_path / "whole", source=source)
@@ -296,7 +293,6 @@ def test_a_run_from_a_store_carries_on_to_the_bit(tiny_folder, stores, tmp_path,
     assert resumed == whole
 
 
-@pytest.mark.slow
 def test_a_decoder_learns_from_pictures_with_stored_embeddings(photos, tiny_folder, stores, tmp_path, monkeypatch):
     first = First(monkeypatch)
     expected = first.losses("decoder", tmp_path, tiny_folder, source=photos)
@@ -307,7 +303,6 @@ def test_a_decoder_learns_from_pictures_with_stored_embeddings(photos, tiny_fold
     assert first.frozen["clip"].params == {}
 
 
-@pytest.mark.slow
 def test_stores_that_do_not_fit_a_run_are_refused(tiny_folder, stores, tmp_path, few_statistics, monkeypatch):
     other = tmp_path / "other"
     shutil.copytree(stores / "float32", other)
@@ -324,5 +319,7 @@ def test_stores_that_do_not_fit_a_run_are_refused(tiny_folder, stores, tmp_path,
     assert np.isfinite(First(monkeypatch).losses("prior", tmp_path, tiny_folder, source=f"store:{other}",
                                                  store_clip=tiny_folder)).all()  # fmt: skip
     upsampler = dataclasses.replace(recipes.upsampler(), data=dataclasses.replace(recipes.DATA, embeddings=str(other)))
-    with pytest.raises(UserError, match="a upsampler run of this kind takes no embeddings of images; leave the store"):
+    with pytest.raises(
+        UserError, match="a run of the kind upsampler takes no embeddings of images; leave the store out"
+    ):
         train(tiny.replaced(upsampler, run={"workdir": str(tmp_path / "up")}))

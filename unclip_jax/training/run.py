@@ -168,7 +168,7 @@ def _brought(config: Config, store: EmbeddingStore | None) -> tuple[tuple[str, .
     offered = store.arrays if config.data.alone else ("z_i",)
     brought = tuple(name for name in offered if stage.towers((name,)) != stage.towers())
     if "z_i" not in brought:
-        raise UserError(f"a {config.kind} run of this kind takes no embeddings of images; leave the store out")
+        raise UserError(f"a run of the kind {config.kind} takes no embeddings of images; leave the store out")
     return brought, stage.towers(brought)
 
 
