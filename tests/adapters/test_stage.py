@@ -130,3 +130,22 @@ def test_the_state_is_that_of_the_adapter():
     adapter = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(stage.init, jax.random.key(0))))
     assert own - 4 * adapter < 10
     assert own < whole / 2
+
+
+@pytest.mark.slow
+def test_it_is_measured_and_shown_as_the_merged_weights_are():
+    example, (stage, frozen) = examples.example("clip"), adapted("clip")
+    params, keys = filled(stage), examples.keys()
+
+    def seen(stage, params):
+        weights = Weights(params, frozen)
+        return stage.measure(params, frozen, example.batch, keys), stage.preview(weights, example.batch).values
+
+    own = jax.jit(lambda params: seen(stage, params))(params)
+    whole = jax.jit(lambda params: seen(example.stage, params))(stage.merged(params, frozen))
+    assert_close(own, whole, terms=16)
+    arrays = jax.device_get(own[0][1])
+    assert stage.score(arrays) == example.stage.score(arrays)
+    assert (stage.judged_by, stage.num_previewed) == (example.stage.judged_by, example.stage.num_previewed)
+    apart = {"retrieval": 1.0}, {"retrieval": 0.1}, 100
+    assert stage.memorised(*apart) and stage.memorised(*apart) == example.stage.memorised(*apart)
