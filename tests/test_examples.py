@@ -47,6 +47,18 @@ def test_train_a_decoder(tmp_path, capsys):
     assert "step 4/4 (100%)" in capsys.readouterr().out
 
 
+def test_emoji_pictures(tmp_path):
+    module = runpy.run_path(str(EXAMPLES / "emoji_pictures.py"))
+    if not module["FONT"].is_file():
+        pytest.skip(f"there is no {module['FONT']}")
+    count = module["main"](tmp_path)
+    assert count > 1000 and len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.txt"))) == count
+    assert (tmp_path / "1f600.txt").read_text() == "grinning face\n"
+    with Image.open(tmp_path / "1f600.png") as face:
+        yellow = np.asarray(face)[68, 40]
+    assert yellow[0] > 200 and yellow[1] > 150 and yellow[2] < 120 and size_of(tmp_path / "1f600.png") == (136, 136)
+
+
 @pytest.mark.slow
 def test_write_a_sampler():
     errors = example("write_a_sampler")(steps=8, accurate=40)
