@@ -47,6 +47,7 @@ def test_train_a_decoder(tmp_path, capsys):
     assert "step 4/4 (100%)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_emoji_pictures(tmp_path):
     module = runpy.run_path(str(EXAMPLES / "emoji_pictures.py"))
     if not module["FONT"].is_file():

@@ -14,6 +14,7 @@ from train.recipes import tiny
 from unclip_jax import bundle as bundles
 from unclip_jax.convert.export import export_karlo
 from unclip_jax.convert.kandinsky_prior import import_kandinsky_prior
+from unclip_jax.convert.karlo import import_karlo
 from unclip_jax.data.config import DataConfig
 from unclip_jax.editing.embeddings import tokenise
 from unclip_jax.stages.encoders import Encoder
@@ -26,14 +27,17 @@ from unclip_jax.training.run import train
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture
-def imported(karlo_system, clip_spec, tmp_path):
-    """The prior of Kandinsky with both towers of its CLIP, as a bundle."""
+@pytest.fixture(params=["kandinsky", "karlo"])
+def imported(request, karlo_system, clip_spec, tmp_path):
+    """A prior with both towers of its CLIP, as a bundle: Kandinsky's, or Karlo's beside its decoder and upsampler."""
     network = dataclasses.replace(clip_spec, contrastive=False, embed_dim=64)
     clip = Encoder(network=network, params=weights(network, 0))
     params = {name: weights(stage.network, 1) for name, stage in karlo_system.stages.items()}
     hub = tmp_path / "hub"
     export_karlo(dataclasses.replace(karlo_system, encoders={"clip": clip}, params=params, identities={}), hub)
+    if request.param == "karlo":
+        bundles.save(import_karlo(hub, "theirs")[0], tmp_path / "theirs")
+        return tmp_path / "theirs"
     (hub / "prior_scheduler").rename(hub / "scheduler")
     (hub / "feature_extractor").rename(hub / "image_processor")
     (hub / "model_index.json").write_text('{"_class_name": "KandinskyV22PriorPipeline"}')
