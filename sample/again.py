@@ -14,6 +14,7 @@ from types import ModuleType
 import tyro
 
 from unclip_jax.bundle import store
+from unclip_jax.convert.adapter_options import input_files
 from unclip_jax.core import command_line
 from unclip_jax.core.config import from_json
 from unclip_jax.core.errors import UserError, run_cli
@@ -59,8 +60,9 @@ def check_number(image: Path, request: Request) -> None:
 def say_what_is_read(image: Path, request: Request) -> None:
     """Name on stderr, before they are opened, the files that a picture names outside of its folder and of this one."""
     values = [getattr(request, field.name) for field in dataclasses.fields(request) if field.name != "out"]
+    adapters = input_files(request.adapters, store.find(request.bundle)) if request.adapters else []
     single = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
-    paths = [each for each in single if isinstance(each, Path)]
+    paths = [each for each in single if isinstance(each, Path)] + adapters
     if request.bundle not in store.shipped():
         paths.append(Path(request.bundle))
     try:
@@ -90,7 +92,7 @@ def run(options: Options) -> None:
     check_writable([out], overwrite=options.overwrite)
     say_what_is_read(options.image, request)
     system = store.load(request.bundle, weights=False)
-    provenance.check_same(options.image, request.inputs(), system, text.get("bundle_hash"))
+    provenance.check_same(options.image, request.files(), system, text.get("bundle_hash"))
     command.run(request)
 
 

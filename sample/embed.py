@@ -23,7 +23,7 @@ from unclip_jax.sampling.captions import report_truncation
 from unclip_jax.sampling.overrides import parse
 from unclip_jax.sampling.text_to_image import text_to_embedding
 
-from .options import Request, chosen_settings
+from .options import Request, chosen_settings, load
 from .prompts import read_prompts
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     compilation_cache.enable()
     described = store.load(options.bundle, weights=False)
     name = described.writer("z_i")
-    system = store.load(options.bundle, parts=(*described.stages[name].encoders, name))
+    system = load(options, (*described.stages[name].encoders, name))
     settings = chosen_settings(system, options, [name])[name]
     sizes = {"seed": options.seed, "batch_size": options.batch_size}
     with report_truncation():

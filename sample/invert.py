@@ -58,7 +58,7 @@ def run(options: Options) -> None:
     files = image_files(options.images)
     sheet, latent_files = paths(options.out, stems(files))
     check_writable([sheet, *latent_files], overwrite=options.overwrite)
-    provenance = Provenance.of("invert", options, options.inputs())
+    provenance = Provenance.of("invert", options, options.files())
     compilation_cache.enable()
     session = open_session(options)
     system, size = session.system, base_size(session.system)

@@ -12,6 +12,7 @@ import tyro
 from jaxtyping import UInt8
 
 from unclip_jax.bundle import store
+from unclip_jax.convert.adapter_options import adapted, input_files
 from unclip_jax.core import compilation_cache
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.npz import read_npz
@@ -45,12 +46,21 @@ class Request:
     """Replace what is already there."""
     batch_size: int = 16
     """Images worked on at once. It changes speed and memory, not the pictures."""
+    adapters: tuple[str, ...] = ()
+    """Adapters (LoRA) to merge into the bundle's weights, each [PART=]FILE[:STRENGTH], or the name of one that the
+    bundle carries."""
     settings: Annotated[overrides.Overrides, tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     """How stages are sampled, where it is not as the bundle says."""
 
     def inputs(self) -> list[Path]:
         """The files that are read, besides the bundle's."""
         return []
+
+    def files(self) -> list[Path]:
+        """The files that are read, those of adapters among them."""
+        return (
+            [*self.inputs(), *input_files(self.adapters, store.find(self.bundle))] if self.adapters else self.inputs()
+        )
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
@@ -134,7 +144,7 @@ class Job:
         """Check the request and what it writes; `names` are of the images' files in a folder."""
         options.check()
         output = Output(options.out, names, options.only, options.overwrite, suffixes)
-        provenance = Provenance.of(command, options, options.inputs())
+        provenance = Provenance.of(command, options, options.files())
         compilation_cache.enable()
         return cls(options, output, provenance)
 
@@ -152,9 +162,15 @@ class Job:
             print(path)
 
 
+def load(options: Request, parts: Sequence[str] | None = None, *, weights: bool = True) -> System:
+    """The bundle, or the weights of some of its parts, or none; with the adapters merged into them."""
+    system = store.load(options.bundle, parts=parts, weights=weights)
+    return adapted(system, options.adapters, store.find(options.bundle))
+
+
 def open_session(options: Request, parts: Sequence[str] | None = None) -> Session:
     """The bundle, or some of its parts, ready to sample."""
-    return Session(store.load(options.bundle, parts=parts), batch_size=options.batch_size)
+    return Session(load(options, parts), batch_size=options.batch_size)
 
 
 def report(progress: Progress) -> None:

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import tyro
 
-from unclip_jax.bundle import store
 from unclip_jax.core.errors import run_cli
 from unclip_jax.images.pixels import grid
 from unclip_jax.parallel.mesh import make_mesh, parse_mesh
@@ -19,7 +18,7 @@ from unclip_jax.sampling.captions import report_truncation
 from unclip_jax.sampling.overrides import parse
 from unclip_jax.sampling.text_to_image import last_stage, text_to_image
 
-from .options import Drawing, Job, chosen_settings, report
+from .options import Drawing, Job, chosen_settings, load, report
 from .prompts import read_prompts
 
 
@@ -52,7 +51,7 @@ def run(options: Options) -> None:
     captions = [prompt for prompt in prompts for _ in range(options.num_images)]
     names = ["{:04d}_{:02d}".format(*divmod(i, options.num_images)) for i in range(len(captions))]
     job = Job.start("text_to_image", options, names)
-    system = store.load(options.bundle, weights=not options.one_stage_at_a_time)
+    system = load(options, weights=not options.one_stage_at_a_time)
     stages = system.path({"tokens": True, "mask": True}, last_stage(system, options.stop_at))
     settings = chosen_settings(system, options, stages)
     with report_truncation():
@@ -66,16 +65,11 @@ def run(options: Options) -> None:
             only=options.only,
             progress=report,
             mesh=make_mesh(parse_mesh(options.mesh)) if options.mesh else None,
-            load_weights=functools.partial(load_parts, options.bundle) if options.one_stage_at_a_time else None,
+            load_weights=functools.partial(load, options) if options.one_stage_at_a_time else None,
         )
     about = {"prompt": "\n".join(prompts), "num_images": str(options.num_images)}
     sheet = grid(images, options.num_images if len(prompts) > 1 else None)
     job.save(system, settings, images, about, [{"prompt": caption} for caption in captions], sheet)
-
-
-def load_parts(bundle: str, parts: tuple[str, ...]):
-    """The weights of one stage and its encoders."""
-    return store.load(bundle, parts=parts)
 
 
 def main() -> None:

@@ -205,8 +205,9 @@ def test_a_file_may_adapt_several_parts(tmp_path, system):
     a, b = pair()
     q = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
     both = DIALECTS["prefixed"](a, b) | {f"{q}.lora_A.weight": a, f"{q}.lora_B.weight": b}
-    found = fit(read_adapter(write(tmp_path / "a.safetensors", both)), system)
-    assert sorted(each.part for each in found) == ["clip", "prior"]
+    config = {"prior.lora_alpha": 4, "text_encoder.lora_alpha": 6}
+    found = fit(read_adapter(write(tmp_path / "a.safetensors", both, **config)), system)
+    assert {each.part: list(each.scales.values()) for each in found} == {"prior": [2.0], "clip": [3.0]}
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,12 @@ import pytest
 
 from tests import tiny
 from tests.helpers import assert_trees_equal
+from tests.sample.helpers import assert_one_line, call
+from train import adapter as adapter_command
 from train.recipes import tiny as recipes
 from unclip_jax.adapters.lora import LoRAConfig, layers_of, merge
 from unclip_jax.bundle import store
+from unclip_jax.convert.adapter_options import adapted
 from unclip_jax.core.errors import UserError
 from unclip_jax.models.parameters import identity
 from unclip_jax.training.belongings import AdapterOf, Belongings
@@ -111,3 +114,14 @@ def test_belongings_survive_json():
     meta = {"kind": "prior", "config": {}, "extra": json.loads(json.dumps(own.to_meta()))}
     assert Belongings.of_meta(meta, "x").adapter == own.adapter
     assert np.isclose(own.adapter.lora.scale, 2)
+
+
+@pytest.mark.slow
+def test_a_run_becomes_a_file_that_is_merged_to_the_same_weights(trained, tiny_folder, tmp_path):
+    folder, _ = trained
+    result = call(adapter_command, folder / "run", tmp_path / "a.safetensors")
+    assert result.out == f"wrote {tmp_path / 'a.safetensors'}\n"
+    system = store.load(tiny_folder)
+    made = adapted(system, [str(tmp_path / "a.safetensors")], tiny_folder).encoders["clip"].params
+    assert_trees_equal(jax.device_get(made), read_run(folder / "run").params)
+    assert_one_line(call(adapter_command, folder / "run", tmp_path / "a.safetensors"), "is already there")

@@ -7,6 +7,7 @@
     upsampler_0.safetensors, ...
     tokenizer/             how captions become tokens
     basis.safetensors      principal components of z_i, where they were measured
+    adapters/              low-rank adapters that it carries, by name; they are used where a request says so
 
 Only the specs decide what the networks look like: a file whose tensors do not match them name by name and
 shape by shape is refused, and so are parts that were not trained for each other.

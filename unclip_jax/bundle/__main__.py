@@ -5,7 +5,7 @@ import sys
 
 import tyro
 
-from unclip_jax.bundle.store import find, load, verify_files
+from unclip_jax.bundle.store import carried, find, load, verify_files
 from unclip_jax.core import command_line
 from unclip_jax.core.config import to_json
 from unclip_jax.core.errors import UserError, run_cli
@@ -57,6 +57,8 @@ def info(name_or_folder: str) -> None:
         if name in system.sampling:
             settings = ", ".join(f"{key} {value}" for key, value in _worth_telling(system.sampling[name]).items())
             print(f"{'':<12} sampled with {settings}")
+    if adapters := carried(folder):
+        print(f"adapters     {', '.join(adapters)}")
     print("checks       every file as written, every tensor as the specs say, parts fit each other")
 
 

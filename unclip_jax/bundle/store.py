@@ -37,7 +37,7 @@ from unclip_jax.systems.system import System
 from unclip_jax.text.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parent.parent / "assets"
-CONFIG, TOKENIZER, BASIS = "config.json", "tokenizer", "basis.safetensors"
+CONFIG, TOKENIZER, BASIS, ADAPTERS = "config.json", "tokenizer", "basis.safetensors", "adapters"
 STATS = "stats/"
 
 StoredDtype = Literal["float32", "float16", "bfloat16"]
@@ -247,6 +247,32 @@ def add_statistics(folder: Path, basis: Basis, x0_variance: dict[str, X0Variance
         digests = config.digests | {BASIS: file_digest(draft / BASIS)} if config.digests else {}
         _write_config(draft, dataclasses.replace(config, stages=stages, files=files, digests=digests))
         return _sha256(draft / CONFIG)
+
+
+def add_adapters(folder: Path, out: Path, adapters: Mapping[str, Path]) -> str:
+    """Write a copy of a bundle that carries adapters besides, files by their names; returns its hash.
+
+    Raises UserError where it has one of that name.
+    """
+    config, files, digests = _read_config(folder), {}, {}
+    with atomic_write(out) as draft:
+        shutil.copytree(folder, draft)
+        (draft / ADAPTERS).mkdir(exist_ok=True)
+        for name, path in adapters.items():
+            file = f"{ADAPTERS}/{name}.safetensors"
+            if file in config.files:
+                raise UserError(f"bundle {config.name} carries an adapter called {name}; give yours another name")
+            shutil.copyfile(path, draft / file)
+            files[file], digests[file] = _sha256(draft / file), file_digest(draft / file)
+        digests = config.digests | digests if config.digests else {}
+        _write_config(draft, dataclasses.replace(config, files=config.files | files, digests=digests))
+        return _sha256(draft / CONFIG)
+
+
+def carried(folder: Path) -> list[str]:
+    """Return the names of the adapters that a bundle carries."""
+    files = [Path(name) for name in _read_config(folder).files]
+    return sorted(path.stem for path in files if path.parent.name == ADAPTERS)
 
 
 def _write_config(folder: Path, config: BundleConfig) -> None:

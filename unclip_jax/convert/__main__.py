@@ -7,6 +7,12 @@ python -m unclip_jax.convert hf_clip FOLDER OUT            a CLIP of Hugging Fac
 python -m unclip_jax.convert open_clip SOURCE OUT          a CLIP of OpenCLIP's or OpenAI's
 python -m unclip_jax.convert to_karlo BUNDLE OUT           a bundle as a folder that diffusers loads
 python -m unclip_jax.convert to_hf_clip BUNDLE OUT         a bundle's CLIP as a folder that transformers loads
+
+Adapters (LoRA), each [PART=]FILE[:STRENGTH], in any layout:
+
+python -m unclip_jax.convert merge BUNDLE OUT --adapters A B:0.5     a bundle with adapters merged into its weights
+python -m unclip_jax.convert carry BUNDLE OUT --adapters A           a bundle that carries adapters, by their names
+python -m unclip_jax.convert adapter BUNDLE OUT --adapters A         one of a bundle's, written as PEFT writes it
 """
 
 import dataclasses
@@ -16,7 +22,7 @@ from typing import Annotated
 import tyro
 
 from unclip_jax.bundle import store
-from unclip_jax.convert import export, karlo
+from unclip_jax.convert import adapter_commands, export, karlo
 from unclip_jax.convert.config_files import stated_license
 from unclip_jax.convert.hf_clip import import_clip
 from unclip_jax.convert.kandinsky_prior import import_kandinsky_prior
@@ -106,6 +112,39 @@ class ToHFClip(Export):
     """A bundle's CLIP as a folder that transformers' CLIPModel, or a tower of it, loads."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithAdapters(Export):
+    """Options of what is made of adapters."""
+
+    adapters: tuple[str, ...]
+    """Adapters, each [PART=]FILE[:STRENGTH]."""
+    overwrite: bool = False
+    """Replace what is already there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merge(WithAdapters):
+    """A bundle with adapters merged into its weights, which then needs no file besides."""
+
+    dtype: store.StoredDtype = "float32"
+    """The type in which weights are stored."""
+    name: str | None = None
+    """The bundle's name; the folder's by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Carry(WithAdapters):
+    """A bundle that carries adapters of its weights: `--adapters NAME` of the sample commands uses one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WriteAdapter(WithAdapters):
+    """An adapter of any layout in PEFT's, OUT.safetensors, or OUT/pytorch_lora_weights.safetensors in a folder."""
+
+    any_base: bool = False
+    """Leave out which weights it was trained on, so that it can be used with others of that shape."""
+
+
 Command = (
     Annotated[Karlo, tyro.conf.subcommand("karlo")]
     | Annotated[KarloOriginal, tyro.conf.subcommand("karlo_original")]
@@ -114,12 +153,18 @@ Command = (
     | Annotated[OpenClip, tyro.conf.subcommand("open_clip")]
     | Annotated[ToKarlo, tyro.conf.subcommand("to_karlo")]
     | Annotated[ToHFClip, tyro.conf.subcommand("to_hf_clip")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
+    | Annotated[Carry, tyro.conf.subcommand("carry")]
+    | Annotated[WriteAdapter, tyro.conf.subcommand("adapter")]
 )
 
 
 def main() -> None:
     """Parse the command line and run the command."""
     command = command_line.parse(Command, description=__doc__)
+    if isinstance(command, WithAdapters):
+        print(adapting(command))
+        return
     if isinstance(command, Export):
         write = export.export_karlo if isinstance(command, ToKarlo) else export.export_clip
         store.check_place(command.out)
@@ -136,6 +181,27 @@ def main() -> None:
         print(account)
     print(f"licence {system.license or 'not stated; --license states one'}")
     print(f"wrote {command.out} ({', '.join(system.networks)}), hash {bundle_hash}")
+
+
+def adapting(command: WithAdapters) -> str:
+    """Make what a command of adapters asks for, and say what was made."""
+    if not command.adapters:
+        raise UserError("there are no adapters; name at least one with --adapters FILE")
+    folder, out = store.find(command.bundle), command.out
+    match command:
+        case Merge():
+            store.check_place(out, overwrite=command.overwrite)
+            system = adapter_commands.merged(folder, command.adapters, command.name or out.resolve().name)
+            return f"wrote {out}, hash {store.save(system, out, dtype=command.dtype, overwrite=command.overwrite)}"
+        case Carry():
+            store.check_place(out, overwrite=command.overwrite)
+            return f"wrote {out}, hash {adapter_commands.carry(folder, command.adapters, out)}"
+        case WriteAdapter():
+            path = adapter_commands.rewrite(
+                folder, command.adapters, out, any_base=command.any_base, overwrite=command.overwrite
+            )
+            return f"wrote {path}"
+    raise AssertionError(command)
 
 
 def read(command: Import) -> tuple[System, list[Account]]:

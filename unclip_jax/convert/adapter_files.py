@@ -171,8 +171,9 @@ def _pair(layer: str, own: Mapping[str, np.ndarray], config: JsonDict, file: Pat
         if own["alpha"].size != 1:
             raise UserError(f"{file}: alpha of layer {layer} is no single number; copy the adapter again")
         return Pair(down, up, float(own["alpha"].reshape(())) / rank)
-    prefix = next((f"{name.partition('.')[0]}." for name in config if name.endswith(".lora_alpha")), "")
-    prefix = prefix if layer.startswith(prefix) else ""
+    # A pipeline's file has the config of each component under its name.
+    prefixes = [name.removesuffix("lora_alpha") for name in config if name.endswith(".lora_alpha")]
+    prefix = next((each for each in prefixes if layer.startswith(each)), "")
     alpha = _alpha(layer.removeprefix(prefix), config, prefix, file)
     if alpha is None:
         return Pair(down, up, 1.0)
