@@ -198,8 +198,11 @@ def test_a_folder_of_photographs_trains_an_upsampler(command, tmp_path):
     folder = ["--data.source", photos(tmp_path / "photos"), "--crop-fraction", 0.5]
     status, out, err = command("upsampler", "photos", *folder, *size, *run)
     assert status == 0 and "step 2/2 (100%)" in out, err
-    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 2 and np.isfinite(losses).all()
+    # The recipe holds pictures out, of five at least one, and evaluates the last step.
+    assert lines[-1]["step"] == 2 and np.isfinite(lines[-1]["held_out/loss"])
     params, meta = load_params(workdir)
     assert meta["step"] == 2 and sorted(meta["extra"]) == ["sampling", "stage"]
     assert meta["extra"]["sampling"] == to_json(SamplingSettings(steps=27))
