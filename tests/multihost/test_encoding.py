@@ -26,7 +26,7 @@ def test_two_hosts_killed_and_started_again_write_the_files_of_one(tiny_folder, 
         (photos / f"{number:03d}.txt").write_text(record.captions[0])
     given = {"photos": str(photos), "bundle": str(tiny_folder)}
     killed = Processes(2, "encoded", **given, out=str(tmp_path / "two"), fate="SIGKILL").end()
-    assert killed[1][0] == -signal.SIGKILL and killed[0][0] != 0
+    assert killed[1][0] == -signal.SIGKILL and killed[0][0] != 0, killed
     left = files(tmp_path / "two")
     assert json.loads(left["store.json"])["shards"] == [] and "metadata/metadata_1.parquet" in left
     assert "metadata/metadata_3.parquet" not in left

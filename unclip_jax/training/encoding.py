@@ -79,7 +79,7 @@ def encode(config: EncodeConfig) -> StoreInfo:
     and a source of which too much is bad.
     """
     out = config.out.expanduser().absolute()
-    try_writing(out / INFO)
+    _try_writing(out)
     with hold_folder(str(out), insist=config.take_over, busy=ENCODED) as lock:
         known, first = read_info(out), host()[0] == 0
         strange = first and known is None and any(each.name != FILE for each in out.iterdir())
@@ -112,6 +112,18 @@ def encode(config: EncodeConfig) -> StoreInfo:
             print(f"wrote {out}: {sum(each.rows for each in info.shards):,} embeddings{left_out}", flush=True)
         from_all(0)
         return info
+
+
+def _try_writing(out: Path) -> None:
+    """Make sure, in the first process alone, that a store can be written: two at once are in each other's way."""
+    problem = None
+    if host()[0] == 0:
+        try:
+            try_writing(out / INFO)
+        except UserError as error:
+            problem = error
+    if any(from_all(problem is not None)):
+        raise problem or UserError(f"process 0 cannot write to {out}; see its line")
 
 
 def host() -> tuple[int, int]:
