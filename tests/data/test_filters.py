@@ -112,3 +112,12 @@ def test_what_a_folder_says_of_its_images(tmp_path):
     assert source.columns() == ["file_name", "text", "score", "other", "punsafe"]
     filtered = FilteredSource(source, [Condition.parse("score > 0"), Condition.parse("aspect < 1.5")])
     assert [filtered.key(i) for i in range(len(filtered))] == ["2"] and filtered[0].captions == ("picture 2",)
+
+
+def test_no_record_that_does_not_pass_stands_in_for_a_bad_one(tmp_path):
+    for number in range(6):
+        Image.new("RGB", (20 + 20 * (number % 2), 20)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"picture {number}")
+    source = FilteredSource(FolderSource(tmp_path, max_bad_share=0.5), [Condition.parse("aspect <= 1")])
+    (tmp_path / "2.png").write_bytes(b"broken meanwhile")
+    assert [source[i].captions for i in range(3)] == [("picture 0",), ("picture 4",), ("picture 4",)]

@@ -200,7 +200,9 @@ def test_every_process_sees_the_same(seen):
         assert process["losses"] == processes[0]["losses"]
         assert process["evaluated"] == processes[0]["evaluated"]
         assert process["evaluated"] == pytest.approx(evaluated(), rel=1e-6)
-        assert process["images"] == drawn
+        assert process["images"] == processes[0]["images"]
+    # One device is another program, and may round to the level beside it; see tests/sampling/test_session.py.
+    assert np.abs(np.subtract(processes[0]["images"], drawn)).max() <= 1
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ from typing import Protocol
 import numpy as np
 
 from unclip_jax.core.errors import UserError
-from unclip_jax.data.records import KeyedSource, Record, Report
+from unclip_jax.data.records import KeyedSource, Report
+from unclip_jax.data.some_records import SomeRecords
 
 ANNOUNCED = 100_000
 MEASURED = frozenset({"side", "aspect"})
@@ -85,14 +86,13 @@ class Condition:
         return compare(found, wanted) if math.isfinite(found) and math.isfinite(wanted) else None
 
 
-class FilteredSource:
+class FilteredSource(SomeRecords):
     """The records of a source for which all conditions hold, in the same order.
 
     Raises UserError where no record passes, or none has a column that a condition names.
     """
 
     def __init__(self, source: DescribedSource, conditions: Sequence[Condition]):
-        self._source = source
         names = frozenset(each.name for each in conditions)
         if len(source) >= ANNOUNCED:
             print(f"reading {', '.join(sorted(names))} of {len(source):,} records", file=sys.stderr)
@@ -112,20 +112,10 @@ class FilteredSource:
                 raise UserError(f"no record has a column {each.name!r}; {_listed(source.columns())}")
         if not kept:
             raise UserError(f"none of {len(source):,} records passes the filters: {self._reasons()}; ask for less")
-        self._kept = np.array(kept, np.int64)
+        super().__init__(source, kept)
         if self._left_out:
             count = len(source) - len(kept)
             print(f"{count:,} of {len(source):,} records do not pass: {self._reasons()}", file=sys.stderr)
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __getitem__(self, index: int) -> Record:
-        return self._source[int(self._kept[index])]
-
-    def key(self, index: int) -> str:
-        """Return the key of a record."""
-        return self._source.key(int(self._kept[index]))
 
     def report(self) -> Report:
         """Report what the source does, less what does not pass."""
