@@ -99,3 +99,17 @@ def test_nowhere_to_keep_it(tmp_path, refuge):
 
 def test_a_folder_that_has_gone_is_made_again(tmp_path):
     assert write_all([(tmp_path / "gone" / "x", lambda path: write_text(path, "x"))]) == [tmp_path / "gone" / "x"]
+
+
+def test_another_process_may_be_trying_the_same_name(tmp_path, monkeypatch):
+    tried, open_file = [], os.open
+
+    def busy(path, *rest):
+        tried.append(path)
+        if len(tried) == 1:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return open_file(path, *rest)
+
+    monkeypatch.setattr(os, "open", busy)
+    try_writing(tmp_path / "x.png")
+    assert len(tried) == 2 and list(tmp_path.iterdir()) == []

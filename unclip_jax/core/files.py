@@ -77,6 +77,12 @@ def check_writable(paths: Sequence[Path], *, overwrite: bool, option: str = "--o
         try_writing(path, option)
 
 
+def _touch(path: Path) -> None:
+    """Make an empty file where there is nothing, and remove it."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    path.unlink()
+
+
 def try_writing(path: Path, option: str = "--out") -> None:
     """Make a file at `path`, or beside what is there, and its missing folders; remove them again.
 
@@ -88,9 +94,10 @@ def try_writing(path: Path, option: str = "--out") -> None:
         for parent in reversed(missing):
             parent.mkdir()
             made.append(parent)
-        probe = _beside(path) if os.path.lexists(path) else path
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        probe.unlink()
+        try:
+            _touch(path)
+        except FileExistsError:  # or another process is trying
+            _touch(_beside(path))
     except (OSError, ValueError) as error:
         in_the_way = next((parent for parent in path.parents if _kind(parent) not in (None, stat.S_IFDIR)), None)
         if in_the_way is not None and not os.path.isdir(in_the_way):
