@@ -14,6 +14,7 @@ from tests.data.formats import example, pictures, write_tfrecord
 from unclip_jax.core.errors import UserError
 from unclip_jax.data import DataConfig, open_source
 from unclip_jax.data.columns import Columns
+from unclip_jax.data.parquet import SPARE
 from unclip_jax.data.tfrecords import HEADER
 
 PNG = pictures(1)[0][1]
@@ -106,6 +107,15 @@ def test_a_disk_without_room_for_the_images(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     with pytest.raises(UserError, match="of images have to be unpacked into .*; make room, or set XDG_CACHE_HOME"):
         opened(name)
+
+
+def test_images_that_are_more_than_the_file_says(tmp_path, monkeypatch):
+    name = parquet(tmp_path / "x.parquet", jpg=[PNG] * 100, text=["a"] * 100)  # one entry of a dictionary
+    free = SPARE + 50 * len(PNG)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(UserError, match="of images have to be unpacked into .*; make room, or set XDG_CACHE_HOME"):
+        opened(name)
+    assert not [file for *_, files in os.walk(os.environ["XDG_CACHE_HOME"]) for file in files]  # no part is left
 
 
 def records(count=4):

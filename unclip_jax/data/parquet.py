@@ -150,9 +150,13 @@ class ParquetRows(Rows):
         total = sum(head.bytes_of(self._image) for head in heads)
         self._images.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._images.parent).free
-        if total + SPARE > free:
-            needed = f"{total / 1e9:,.1f} GB of images have to be unpacked into {self._images.parent}"
-            raise UserError(f"{needed}, where {free / 1e9:,.1f} GB are free; make room, or set XDG_CACHE_HOME")
+
+        def check_room(needed: int) -> None:
+            if needed + SPARE > free:
+                line = f"{needed / 1e9:,.1f} GB of images have to be unpacked into {self._images.parent}"
+                raise UserError(f"{line}, where {free / 1e9:,.1f} GB are free; make room, or set XDG_CACHE_HOME")
+
+        check_room(total)
         if total >= ANNOUNCED:
             print(f"unpacking {total / 1e9:,.1f} GB of images into {self._images.parent}", file=sys.stderr)
         rows: list[tuple[int, int, int, int]] = []
@@ -163,6 +167,8 @@ class ParquetRows(Rows):
                     row = 0
                     for image in _images(name, self._image):
                         taken = image if image is not None and len(image) <= MOST_IMAGE_BYTES else b""
+                        # A file counts an image once that its dictionary gives to many rows, and may say anything.
+                        check_room(at + len(taken))
                         out.write(taken)
                         rows.append((shard, row, at, len(taken)))
                         at, row = at + len(taken), row + 1
