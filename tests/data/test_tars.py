@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.data.test_folder import write_captioned
 from unclip_jax.core.errors import UserError
-from unclip_jax.data import DataConfig, tar_index
+from unclip_jax.data import DataConfig, files, tar_index
 from unclip_jax.data.folder import FolderSource
 from unclip_jax.data.patterns import files_of
 from unclip_jax.data.pipeline import BatchSpec, batches
@@ -254,3 +254,19 @@ def test_what_a_tar_says_of_its_images_and_a_run_that_asks_for_some(tmp_path):
     assert len(opened) == 7 and opened[6].key == "2" and opened.report() == {"images": 7, "bad": {}}
     opened = DataConfig(source=f"3 * {tmp_path}/s.tar + 1 * {tmp_path}/photos", batch_size=1).open(captions=True)
     assert len(opened) == 12 and [opened.key(i) for i in range(9, 12)] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("between", [0, 100_000])
+def test_an_image_and_its_caption_are_read_at_once_where_they_lie_together(tmp_path, monkeypatch, between):
+    members = [("0.jpg", png(1)), *([("0.npy", bytes(between))] if between else []), ("0.txt", b"a caption")]
+    write_tar(tmp_path / "s.tar", members)
+    reads = []
+
+    def read_part(name, at, size):
+        reads.append(size)
+        return files.read_part(name, at, size)
+
+    monkeypatch.setattr("unclip_jax.data.tars.read_part", read_part)
+    record = TarSource([str(tmp_path / "s.tar")])[0]
+    assert record.captions == ("a caption",) and record.image[0, 0, 0] == 1
+    assert len(reads) == (1 if not between else 2) and sum(reads) < 5_000

@@ -28,6 +28,8 @@ from unclip_jax.data.tar_index import CAPTIONS, read_index
 from unclip_jax.images.transforms import image_size, read_image
 
 MOST_IMAGE_BYTES = 1 << 28
+TOGETHER = 1 << 15
+"""Bytes between an image and its caption that are read with them."""
 HEADER_BYTES = 1 << 14
 """Of an image, in which most say how large they are."""
 
@@ -114,10 +116,10 @@ class TarSource(SkippingSource):
     def read(self, index: int) -> Record:
         row, name = self._index.rows[self._records[index]], self.name(index)
         shard = self._index.shards[row["shard"]]
-        image_bytes = _part(shard, int(row["image_at"]), int(row["image_bytes"]), MOST_IMAGE_BYTES)
-        text = b""
+        wanted = [(int(row["image_at"]), int(row["image_bytes"]), MOST_IMAGE_BYTES)]
         if self._captions:
-            text = _part(shard, int(row["caption_at"]), int(row["caption_bytes"]), MOST_BYTES)
+            wanted.append((int(row["caption_at"]), int(row["caption_bytes"]), MOST_BYTES))
+        image_bytes, text = [*_parts(shard, wanted), b""][:2]
         captions = _captions(text, CAPTIONS[row["caption"]]) if self._captions else ("",)
         image = read_image(image_bytes, name=name)
         if min(image.size) < self._min_side:
@@ -126,11 +128,20 @@ class TarSource(SkippingSource):
         return Record(image=np.array(image), captions=captions, name=name, key=self.key(index))
 
 
-def _part(file: str, at: int, size: int, most: int) -> bytes:
-    if size > most:
-        raise BadRecordError(f"has a part of {size:,} bytes, more than the limit of {most:,}")
-    found = read_part(file, at, size)
-    if len(found) < size:
+def _parts(file: str, wanted: Sequence[tuple[int, int, int]]) -> list[bytes]:
+    """Read parts of a file, where each begins, its bytes, and the most that it may have: at once if they lie together,
+    since a request to a bucket takes its time.
+    """
+    for _, size, most in wanted:
+        if size > most:
+            raise BadRecordError(f"has a part of {size:,} bytes, more than the limit of {most:,}")
+    first, last = min(at for at, _, _ in wanted), max(at + size for at, size, _ in wanted)
+    if last - first <= sum(size for _, size, _ in wanted) + TOGETHER:
+        whole = read_part(file, first, last - first)
+        found = [whole[at - first : at - first + size] for at, size, _ in wanted]
+    else:
+        found = [read_part(file, at, size) for at, size, _ in wanted]
+    if any(len(part) < size for part, (_, size, _) in zip(found, wanted, strict=True)):
         raise BadRecordError("the file ends in it; copy it again")
     return found
 
