@@ -47,15 +47,17 @@ def give_back() -> None:
 class Memory:
     """Looks after each test, when its fixtures are gone."""
 
-    much, peak = MUCH, 0.0
+    left, peak = 0.0, 0.0
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self):
+    def pytest_runtest_teardown(self, item, nextitem):
         result = yield
-        if megabytes("VmRSS") > self.much:
+        # What was left the last time is in use; to look for more after every test would only cost time. Between files
+        # it is worth a little more, since the next one may be large.
+        within = nextitem is not None and nextitem.path == item.path
+        if megabytes("VmRSS") > max(MUCH, self.left + MUCH / 4) - (0 if within else MUCH / 5):
             give_back()
-            # What is left is in use; to look for more after every test would only cost time.
-            self.much = max(MUCH, megabytes("VmRSS") + MUCH / 4)
+            self.left = megabytes("VmRSS")
         before, self.peak = self.peak, megabytes("VmHWM")
         # Not ours to bound: torch, which the tests of parity import, and the compiler for TPUs (1.8 GB, which
         # it gives back).

@@ -23,7 +23,7 @@ def test_draws_what_captions_say():
     captions = [case.caption for group in groups.values() for case in group]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images = text_to_image(load("demo"), captions, seed=0, stop_at=32)
+        images = text_to_image(load("demo"), captions, seed=0, stop_at=32, batch_size=8)
     one, one_shuffled, two, two_shuffled = evaluate(images, groups).values()
     assert one["colour"] >= 0.8 and one["shape"] >= 0.75 and one_shuffled["all"] <= 0.3
     assert two["all"] >= 0.4 and two_shuffled["all"] <= 0.2
