@@ -16,6 +16,8 @@ import pytest
 
 # XLA's older generator of CPU code compiles in half the time. Processes that tests start take it over.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+# A command that a test calls would turn it on for all tests after it, and programs for TPUs cannot be read from there.
+os.environ["UNCLIP_JAX_NO_CACHE"] = "1"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
