@@ -57,6 +57,7 @@ def test_both_sides_in_turn(tmp_path):
     assert f"({row['ratio']['low']:.2f}-{row['ratio']['high']:.2f}) |" in done.stdout
 
 
+@pytest.mark.slow
 def test_without_a_gpu():
     done = benchmark("--size", "small")
     assert (done.returncode, done.stdout) == (2, "")

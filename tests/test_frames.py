@@ -39,6 +39,7 @@ def way(monkeypatch):
     return frames
 
 
+@pytest.mark.slow
 def test_from_a_caption(way, tiny_folder, tmp_path):
     out = ["--out", tmp_path / "x.png", "--decoder.guidance-scale", 3]
     with pytest.raises(ReachedError):
@@ -48,6 +49,7 @@ def test_from_a_caption(way, tiny_folder, tmp_path):
     assert len({file for file, _ in way if not file.endswith("guidance.py")}) <= MOST_FILES, way
 
 
+@pytest.mark.slow
 def test_from_a_batch(way, tiny_folder, tmp_path):
     run = ["--run.workdir", tmp_path / "run", "--run.steps", 1]
     with pytest.raises(ReachedError):

@@ -102,6 +102,7 @@ def answered(read: Callable[[], object], what: str) -> bool:
     return line is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_made_to_do_harm(name, tmp_path):
     form = FORMATS[name]
@@ -113,6 +114,7 @@ def test_what_is_made_to_do_harm(name, tmp_path):
         answered(lambda: form.read(path), what)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @fuzz
 @given(random=st.randoms(use_true_random=True), noise=st.binary(max_size=200))
@@ -132,6 +134,7 @@ def bundle(tiny_folder, tmp_path_factory) -> Path:
     return shutil.copytree(tiny_folder, tmp_path_factory.mktemp("hostile") / "bundle")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"])
 def test_bundles_made_to_do_harm(name, bundle):
     def read() -> object:
@@ -153,6 +156,7 @@ def test_bundles_made_to_do_harm(name, bundle):
     assert answered(read, "valid")
 
 
+@pytest.mark.slow
 @settings(fuzz, max_examples=15)
 @given(random=st.randoms(use_true_random=True))
 def test_configs_that_are_damaged(bundle, random: Random):
@@ -184,6 +188,7 @@ def folder(tmp_path) -> Path:
     return tmp_path / "folder"
 
 
+@pytest.mark.slow
 def test_captions_made_to_do_harm(folder):
     for what, files in texts.folder_cases():
         for name, data in files.items():

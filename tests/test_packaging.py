@@ -74,6 +74,7 @@ def test_the_wheel_holds_one_package_and_all_of_it(wheel):
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
+@pytest.mark.slow
 def test_the_commands_of_an_unpacked_wheel(wheel, tmp_path):
     """From another folder, in which there is a `train.py` and a `sample.py` of somebody else's."""
     with zipfile.ZipFile(wheel) as archive:

@@ -54,6 +54,7 @@ def test_stacked_layers_have_an_adapter_each():
         np.testing.assert_allclose(merged[depth], a[depth] @ b[depth], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_changes_nothing_to_the_bit(quick_compile):
     params = jax.device_get(tiny.system().params["decoder"])
     lora = LoRAConfig(rank=3, alpha=7.0)

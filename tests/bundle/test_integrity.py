@@ -94,6 +94,7 @@ def test_large_numbers_are_finite(copy):
     assert float(bundles.load(copy).encoders["clip"].params["logit_scale"]) == np.float32(3e38)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_unnoticed_or_ends_in_a_traceback(copy):
     def read():
         system = bundles.load(copy)

@@ -26,6 +26,7 @@ def test_info_finds_altered_files(copy):
         __main__.info(str(copy))
 
 
+@pytest.mark.slow
 def test_the_command_ends_in_one_line_when_there_is_no_bundle():
     command = [sys.executable, "-m", "unclip_jax.bundle", "info", "absent"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -33,6 +34,7 @@ def test_the_command_ends_in_one_line_when_there_is_no_bundle():
     assert done.stderr.startswith("error: no bundle absent;") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_pack_says_where_it_went():
     done = subprocess.run(
         [sys.executable, "-m", "unclip_jax.bundle", "pack"], capture_output=True, text=True, check=False

@@ -32,6 +32,7 @@ def files(tmp_path_factory, tiny_folder):
     return folder / "prior.safetensors", folder / "upsampler_0.safetensors"
 
 
+@pytest.mark.slow
 def test_a_merged_bundle_holds_what_is_merged_on_the_fly(files, tiny_folder, tmp_path):
     both = [f"{files[0]}:0.7", str(files[1])]
     result = call(convert, "merge", tiny_folder, tmp_path / "merged", "--adapters", *both)
@@ -53,6 +54,7 @@ def test_half_of_it_in_two_places_is_all_of_it(files, tiny_folder):
     assert_trees_equal(adapted(system, [f"{files[0]}:0"], tiny_folder).params["prior"], system.params["prior"])
 
 
+@pytest.mark.slow
 def test_a_bundle_carries_adapters_by_name(files, tiny_folder, tmp_path):
     result = call(convert, "carry", tiny_folder, tmp_path / "rich", "--adapters", *files)
     assert result.status == 0, result.err
@@ -77,6 +79,7 @@ def test_a_bundle_carries_adapters_by_name(files, tiny_folder, tmp_path):
         bundle.load(tmp_path / "rich")
 
 
+@pytest.mark.slow
 def test_another_base_is_refused_unless_it_is_left_out(files, tiny_folder, tmp_path):
     system = bundle.load(tiny_folder)
     params = system.params | {"prior": tiny.weights(system.networks["prior"], 55)}

@@ -103,6 +103,7 @@ def test_layouts_are_those_of_torch(tmp_path):
     assert shapes["down_blocks.1.attentions.0.add_k_proj.lora_A.weight"] == (2, 16)
 
 
+@pytest.mark.slow
 def test_merging_here_is_merging_there(tmp_path):
     """W' = W + s B A in PyTorch's layout, for every kernel, by the importer's own name map."""
     network = networks()["karlo"]
@@ -249,6 +250,7 @@ def test_configs_that_mean_something_else(config, words, tmp_path, system):
         fit(read_adapter(path), system)
 
 
+@pytest.mark.slow
 def test_damaged_files_end_in_a_line(tmp_path, system):
     """Every byte of the header changed, and every length cut: read, or refused in one line."""
     whole = write(tmp_path / "a.safetensors", DIALECTS["diffusers"](*pair()), lora_alpha=4).read_bytes()

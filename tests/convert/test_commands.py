@@ -183,6 +183,7 @@ def test_bad_files_get_one_line_and_leave_nothing(command, copy, tmp_path, damag
     assert [path.name for path in tmp_path.iterdir()] == ["karlo"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -47,6 +47,7 @@ def assert_close(ours: jax.Array, theirs: np.ndarray) -> None:
     assert np.abs(np.asarray(ours) - theirs).max() < TOLERANCE * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_prior():
     config, expected = golden("prior")
     spec = nets.prior_spec(config, "golden")
@@ -76,6 +77,7 @@ def test_super_resolution():
     assert_close(spec.apply(weights, jnp.asarray(inputs.x_upsampler), TIME, cond), expected["output"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_text_tower(activation):
     config, expected = golden(f"text_{activation}")
@@ -87,6 +89,7 @@ def test_text_tower(activation):
     assert_close(text.hidden, expected["hidden"])
 
 
+@pytest.mark.slow
 def test_image_tower():
     config, expected = golden("vision")
     spec = CLIPSpec(

@@ -78,6 +78,7 @@ def with_clip(system: System, network: Network, seed: int, names: tuple[str, ...
     )
 
 
+@pytest.mark.slow
 def test_karlo(karlo_system, karlo_folder, tmp_path):
     imported, accounts = import_karlo(karlo_folder, "karlo", karlo_system.license)
     assert_same(loaded(imported, tmp_path / "out"), karlo_system)
@@ -93,6 +94,7 @@ def test_karlo(karlo_system, karlo_folder, tmp_path):
         assert account.used + len(account.ignored) == len(tensors) and not account.merged
 
 
+@pytest.mark.slow
 def test_karlo_is_read_from_torch_files_and_shards_as_well(karlo_system, copy, tmp_path):
     for i, path in enumerate(sorted(copy.rglob("*.safetensors"))):
         tensors = safetensors.numpy.load_file(path)
@@ -256,6 +258,7 @@ def test_open_clip_and_openai(clip_spec, tokenizer_folder, tmp_path):
     assert_same(loaded(imported, tmp_path / "out"), original)
 
 
+@pytest.mark.slow
 def test_karlo_original(karlo_system, clip_spec, tokenizer_folder, tmp_path):
     names = ("prior", "decoder", "upsampler_0")
     original = with_clip(karlo_system, dataclasses.replace(clip_spec, embed_dim=64), 3, names)
@@ -311,6 +314,7 @@ def test_exports_refuse_what_the_other_side_has_no_words_for(karlo_system, tiny_
             write(karlo_system, tmp_path / "there")
 
 
+@pytest.mark.slow
 def test_weights_that_jax_holds_are_exported_too(karlo_system, tmp_path):
     moved = jax.tree.map(jnp.asarray, karlo_system.params["decoder"])
     held = dataclasses.replace(karlo_system, params=karlo_system.params | {"decoder": moved})

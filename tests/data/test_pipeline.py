@@ -205,6 +205,7 @@ class RenamedSource(NumberedSource):
         return dataclasses.replace(super().__getitem__(index), captions=captions)
 
 
+@pytest.mark.slow
 def test_one_of_several_captions_is_drawn_for_each_epoch(tokenizer):
     source = RenamedSource(10)
     found = take(30, source, tokenizer, dataclasses.replace(SPEC, batch_size=10))

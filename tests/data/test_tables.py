@@ -84,6 +84,7 @@ def test_quoted_cells_of_several_lines_are_text(tmp_path):
     assert one_bad(found, 5).fault == "has an empty text"
 
 
+@pytest.mark.slow
 def test_many_open_quotes_take_no_time(tmp_path):
     lines = ["file_name,text", *(f'{i}.png,"a' for i in range(20_000)), "z.png,zet"]
     found = rows(tmp_path, "metadata.csv", "\n".join(lines))

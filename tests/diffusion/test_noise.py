@@ -38,6 +38,7 @@ def draw(noise, shape):
     return noise.step(2, shape)
 
 
+@pytest.mark.slow
 def test_an_example_does_not_depend_on_its_batch():
     together = KeyNoise(key=jax.random.key(0), indices=jnp.arange(5))
     for rows in (slice(0, 2), slice(2, 5)):

@@ -36,6 +36,7 @@ def outputs(z_i, system=None, **options):
     return {each.stage: np.asarray(each.value) for each in Session(system).submit(request)}
 
 
+@pytest.mark.slow
 def test_latents_without_inversion_are_what_clip_sees(images):
     names = ["a", "b", "c"]
     latents = encode_latents(tiny.system(), (images, images), names, batch_size=2, settings=None)
@@ -44,6 +45,7 @@ def test_latents_without_inversion_are_what_clip_sees(images):
     np.testing.assert_allclose(latents.z_i, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_variation_is_decoded_from_the_embedding_alone(images):
     z_i = embedded(images)
     made = outputs(z_i)
@@ -57,6 +59,7 @@ def test_a_variation_is_decoded_from_the_embedding_alone(images):
     assert np.abs(captioned - made["upsampler_0"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_variations_differ_by_index_and_not_by_batch(images):
     z_i = embedded(images)
     same = np.repeat(z_i[:1], 3, axis=0)
@@ -89,5 +92,6 @@ def test_what_it_refuses(images):
         outputs(embedded(images), without)
 
 
+@pytest.mark.slow
 def test_no_prior_is_needed(images):
     assert list(outputs(embedded(images), tiny.without("prior"), until="decoder")) == ["decoder"]

@@ -15,6 +15,7 @@ from unclip_jax.systems.system import run
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
+@pytest.mark.slow
 def test_it_is_what_the_system_does_after_its_decoder():
     system, key, indices = tiny.system(), jax.random.key(0), jnp.asarray([3, 4])
     images = jnp.asarray(np.tanh(np.random.default_rng(0).standard_normal((2, 8, 8, 3), np.float32)))

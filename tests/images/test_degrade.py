@@ -32,6 +32,7 @@ def from_high():
     return {kind: jax.jit(LowRes(scale=2, degradation=kind).from_high) for kind in KINDS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_range_and_determinism(photos, from_high, kind):
     low = from_high[kind](photos, keys(4))

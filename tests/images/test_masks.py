@@ -11,6 +11,7 @@ def masks(count, size, whole, seed=0):
     return np.asarray(random_masks(jax.random.split(jax.random.key(seed), count), size, whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 32])
 def test_there_is_always_something_to_fill_and_something_known(size):
     drawn = masks(500, size, 0.0)

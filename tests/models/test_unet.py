@@ -67,6 +67,7 @@ def text_encoder_in_numpy(params):
     return reference.layer_norm(params["norm"], x)
 
 
+@pytest.mark.slow
 @BOTH
 def test_conditioner_is_equations_1_and_2(spec, cond):
     drop_z_i, drop_text = np.array([0, 1, 0], bool), np.array([0, 0, 1], bool)
@@ -124,6 +125,7 @@ def test_attention_stands_at_the_levels_asked_for():
     assert not any(name.endswith("attention") for name in params_of(UPSAMPLER))
 
 
+@pytest.mark.slow
 def test_starts_at_zero():
     last = reference.quick_jit(lambda key: DECODER.init(key)["conv_out"])(jax.random.key(0))
     np.testing.assert_array_equal(last["kernel"], 0)
@@ -220,6 +222,7 @@ def test_dropout_belongs_to_the_example():
     assert moved(out, run(SMALL, keys=KEYS[::-1]))[[0, 2]].min() > 1e-2
 
 
+@pytest.mark.slow
 def test_half_precision_returns_float32_near_full_precision():
     out, half = run(), run(replace(DECODER, dtype="bfloat16"), params=params_of(DECODER))
     assert half.dtype == jnp.float32
@@ -304,6 +307,7 @@ def test_made_to_inpaint_a_network_starts_as_it_was_and_can_see_what_is_known(pa
     assert plain.start_from(params) is params
 
 
+@pytest.mark.slow
 def test_upsampler_trains_on_crops_and_runs_at_any_size():
     def call(images):
         return UPSAMPLER.apply(params_of(UPSAMPLER), images, T[:2], UNetCond(low_res=images))

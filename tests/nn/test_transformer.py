@@ -77,6 +77,7 @@ def test_fresh_blocks_of_a_scan_differ():
     assert np.abs(kernel[0] - kernel[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_remat_and_scan_give_the_same_gradients():
     mask = causal_mask(N) & PADDING
     of_params, of_x = gradients(PARAMS, X, mask)

@@ -39,6 +39,7 @@ def test_a_picture_says_its_command_and_the_settings_that_were_asked_for(drawn):
     assert said["options"]["settings"] == {"prior": {"steps": 2}, "decoder": {"steps": 2}}
 
 
+@pytest.mark.slow
 def test_pictures_of_older_versions_are_drawn_again(drawn, tmp_path):
     """They name the module, and have a group of settings for each kind of stage."""
     text = read_text(drawn)

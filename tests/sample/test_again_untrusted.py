@@ -94,6 +94,7 @@ def test_files_elsewhere_are_named_before_they_are_opened(said, tmp_path_factory
     assert_one_line(said(bundle="near"), "bundle tiny is not the one that x.png was drawn with")
 
 
+@pytest.mark.slow
 def test_a_request_of_ones_own_is_bounded_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_one_line(call(text_to_image, "x", "--num-images", 10**6), "this asks for 1,000,000 images")

@@ -38,6 +38,7 @@ def test_decoding_what_the_prior_drew_is_text_to_image(tiny_folder, prompts, z, 
     assert (tiles(pixels(tmp_path / "unheard.png"), 8)[0] != whole[:, 0]).any()
 
 
+@pytest.mark.slow
 def test_images_are_drawn_larger(tiny_folder, pictures, tmp_path):
     words = ["--bundle", tiny_folder, "--batch-size", 2]
     assert call(upscale, *pictures, *words, "--out", tmp_path / "x.png").status == 0

@@ -199,6 +199,7 @@ def test_latents_of_another_bundle(run, latents, tiny_folder, tmp_path):
         assert_one_line(run(*words, latents, "--bundle", copy, "--out", tmp_path / "x.png"), line)
 
 
+@pytest.mark.slow
 def test_a_path_of_an_older_version_is_drawn_again(run, latents, tmp_path):
     """It names the module, its options have other names, and the decoder's settings are among them."""
     out = tmp_path / "x.png"

@@ -49,6 +49,7 @@ def never(monkeypatch):
 NAMES = {"too long": "x" * 252, "under a file": "file/x", "null": "x\0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_tries_its_output_first(name, never, tmp_path, pictures, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -98,6 +99,7 @@ def test_what_was_drawn_is_kept_where_the_disk_is_full(tiny_folder, tmp_path, mo
     assert result.status == 2 and len(list(tmp_path.glob("unclip_jax-*/sheet.png"))) == 1
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_are_written(tiny_folder, tmp_path):
     """A name of bytes that are not UTF-8, of a picture and of what is made of it."""
     out = tmp_path / os.fsdecode(b"\xff.npz")

@@ -28,6 +28,7 @@ def draw(tiny_folder):
     return draw
 
 
+@pytest.mark.slow
 def test_a_grid_that_says_how_it_was_drawn(draw, tmp_path, tiny_folder):
     out = tmp_path / "made" / "x.png"
     status, stdout, err = draw(PROMPT, "--num-images", 4, "--seed", 5, "--out", out, "--decoder.guidance-scale", 3)
@@ -159,6 +160,7 @@ def test_parts_that_do_not_fit(draw, copy):
     assert_one_line(draw(PROMPT, bundle=copy), "decoder belongs to CLIP 000000000000 but clip to CLIP ")
 
 
+@pytest.mark.slow
 def test_as_a_program(copy):
     edit(copy, lambda config: config["stages"]["upsampler_0"]["stage"]["conditions"][0]["low_res"].update(scale=4))
     done = subprocess.run(

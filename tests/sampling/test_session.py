@@ -36,6 +36,7 @@ def request(system, count=3, **options):
     return Request(inputs={"tokens": encoded.tokens, "mask": encoded.mask}, **{"seed": 3} | options)
 
 
+@pytest.mark.slow
 def test_outputs_of_every_stage_come_one_by_one(tiny_bundle):
     session = Session(tiny_bundle, batch_size=2)
     outputs = list(session.submit(request(tiny_bundle)))
@@ -73,6 +74,7 @@ def test_mistakes_are_said_by_the_call(tiny_bundle):
         Session(tiny_bundle, batch_size=0)
 
 
+@pytest.mark.slow
 def test_a_start_of_ones_own(tiny_bundle):
     """x_T is what the decoder starts from, row by row."""
     x_T = np.random.default_rng(0).standard_normal((3, 8, 8, 3)).astype(np.float32)
@@ -86,6 +88,7 @@ def test_a_start_of_ones_own(tiny_bundle):
     assert np.abs(one[2] - other[2]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_several_devices_draw_the_same_images_to_the_bit(tiny_bundle, images):
     two, eight = (
         Session(tiny_bundle, Mesh(np.array(jax.devices()[:n]).reshape(n, 1, 1), AXES), batch_size=2).result(
@@ -106,6 +109,7 @@ def test_one_of_a_request_on_a_mesh(tiny_bundle):
     np.testing.assert_array_equal(alone, whole[5:6])
 
 
+@pytest.mark.slow
 def test_split_weights_draw_the_same_images(tiny_bundle, images):
     """Another program, with more rows at once, so a level of 255 may round to its neighbour."""
     mesh = make_mesh(MeshSpec(data=2, fsdp=4))
@@ -123,6 +127,7 @@ def test_a_tape_stays_on_one_device(tiny_bundle):
         program_of(system, "upsampler_0", step, {"image_8": jnp.zeros((8, 8, 8, 3))}, tape)()
 
 
+@pytest.mark.slow
 def test_weights_come_and_go_with_their_stage(tiny_folder, images):
     system = load(tiny_folder)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves((system.params, system.encoders)))

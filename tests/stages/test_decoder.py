@@ -52,6 +52,7 @@ def test_no_caption():
     assert cond.z_i.shape == (BATCH, 16)
 
 
+@pytest.mark.slow
 def test_the_preview_of_a_decoder_that_inpaints_shows_it_inpainting():
     stage, _, frozen, batch = example("decoder")
     stage = with_network(stage, inpainting=True, dropout=0.0)

@@ -40,6 +40,7 @@ def assert_share(flags, expected):
     assert abs(np.mean(flags) - expected) < 4 * np.sqrt(expected * (1 - expected) / len(flags))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["decoder", "upsampler"])
 def test_an_inpainting_network_is_conditioned_on_the_masked_image(kind):
     stage, params, frozen, batch = example(kind)
@@ -93,6 +94,7 @@ def test_noise_is_standard_normal():
     assert abs(noise.mean()) < 4 / np.sqrt(noise.size) and abs(noise.var() - 1) < 4 * np.sqrt(2 / noise.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DIFFUSION)
 def test_loss_of_an_example_is_its_own(kind):
     _stage, params, frozen, batch = example(kind)

@@ -54,6 +54,7 @@ def test_scaling(monkeypatch, embeddings):
     np.testing.assert_allclose(stats.std, 1 / np.sqrt(embeddings.shape[1]), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [1, 3])
 def test_whitening_one_picture(monkeypatch, capsys, copies):
     source = tiny.records()[:1] * copies

@@ -75,6 +75,7 @@ def test_image_does_not_depend_on_its_neighbours(drawn):
         assert (other[name][1] != value[1]).any()
 
 
+@pytest.mark.slow
 def test_image_keeps_its_number_in_another_batch(drawn):
     """Rows 2 and 1 in a batch of two: another program, whose sums may round otherwise."""
     other = run([PROMPTS[2], PROMPTS[1]], indices=jnp.asarray([2, 1]))
@@ -101,6 +102,7 @@ def test_streams_of_noise_are_the_stages_own(drawn):
     assert np.abs(other["upsampler_0"] - drawn["upsampler_0"]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_guidance_changes_the_image(drawn):
     settings = tiny.system().settings([])["decoder"]
     assert settings.guidance_scale == 2
@@ -110,6 +112,7 @@ def test_guidance_changes_the_image(drawn):
     assert np.abs(other["decoder"] - drawn["decoder"]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_the_candidate_nearest_to_the_caption_is_kept():
     count = 4
     settings = tiny.system().settings([])["prior"]
@@ -125,6 +128,7 @@ def test_the_candidate_nearest_to_the_caption_is_kept():
     np.testing.assert_allclose(chosen, z_i[np.arange(3), best], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stops_at_a_stage(drawn):
     partial = run(until="decoder")
     assert list(partial) == ["prior", "decoder"]
@@ -215,6 +219,7 @@ class Repeated(Stage):
         return weights.params["gain"] * jnp.repeat(jnp.repeat(rows["image_16"], 2, axis=1), 2, axis=2)
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_no_diffusion(drawn):
     tiny_system = tiny.system()
     last = Repeated(network=tiny_system.networks["upsampler_0"], size=32)

@@ -236,6 +236,7 @@ def test_stages_are_trained_resumed_and_packed(command, monkeypatch, tmp_path):
     assert system.sampling["prior"] == tiny.prior().sampling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["clip", "upsampler"])
 def test_as_a_program(stage):
     done = subprocess.run(

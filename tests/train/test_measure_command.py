@@ -70,6 +70,7 @@ def test_saved_again_they_are_kept(measured, tmp_path):
     assert again.stage("prior").x0_variance == load(measured).stage("prior").x0_variance
 
 
+@pytest.mark.slow
 def test_analytic_draws_with_them_and_not_without(measured, tiny_bundle):
     how = SamplingSettings(sampler="analytic", steps=2)
     bundle = load(measured, parts=("clip", "prior"))

@@ -228,6 +228,7 @@ def test_pack_refuses_runs_that_do_not_belong_together(runs):
         assemble_unclip(clip=Path("clip"), prior=Path("prior"), **ABOUT)
 
 
+@pytest.mark.slow
 def test_pack_takes_the_moving_average_of_a_real_checkpoint(whole, tmp_path):
     clip = whole.encoder("clip")
     run = RunConfig(workdir=str(tmp_path / "run"), steps=7)

@@ -102,6 +102,7 @@ def test_what_it_adapts_must_stay_what_it_was(trained, tiny_folder, tmp_path):
         train(config(folder, tmp_path / "other", steps=6))
 
 
+@pytest.mark.slow
 def test_there_must_be_something_to_adapt(tmp_path):
     with pytest.raises(UserError, match="lora.rank is 2, but an adapter adapts weights that are there; set --start"):
         train(config(tmp_path, ""))

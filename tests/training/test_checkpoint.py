@@ -93,6 +93,7 @@ def test_nothing_saved(checkpoints):
     assert checkpoints.restore(abstract()) is None
 
 
+@pytest.mark.slow
 def test_keeps_the_newest_and_restores_the_last(checkpoints, tmp_path):
     save(checkpoints, 1, 2, 10)
     assert {path.name for path in (tmp_path / FOLDER).iterdir()} == {"2", "10"}
@@ -102,6 +103,7 @@ def test_keeps_the_newest_and_restores_the_last(checkpoints, tmp_path):
     assert progress == {"loss": [0.1, 10]}
 
 
+@pytest.mark.slow
 def test_some_steps_are_kept_for_ever(tmp_path):
     checkpoints = Checkpoints(tmp_path, meta=META, keep=1, keep_period=4)
     save(checkpoints, 2, 4, 6, 8, 9, 11)
@@ -121,6 +123,7 @@ def test_a_save_is_of_its_moment(checkpoints, tmp_path):
     assert_trees_equal(reopened(tmp_path)[0], toy_state(3))
 
 
+@pytest.mark.slow
 def test_any_mesh_and_parameters_alone(checkpoints, tmp_path):
     split = make_mesh(MeshSpec(data=2, fsdp=4))
     saved = toy_state(4, split, split=True)
@@ -200,6 +203,7 @@ def test_load_params_errors(checkpoints, tmp_path):
         load_params(tmp_path, step=1)
 
 
+@pytest.mark.slow
 def test_failed_write_leaves_the_last_one(checkpoints, tmp_path):
     """A file size limit stands in for the end of the disk."""
     save(checkpoints, 1)

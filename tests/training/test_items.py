@@ -143,6 +143,7 @@ def test_a_meta_that_makes_no_sense_is_damage(run, change):
         assert int(reopened(run)[0].step) == 1
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path):
     state = toy_state(1)
     ema = jax.tree.map(lambda leaf: leaf, state.ema)
@@ -156,6 +157,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path):
     load_params(tmp_path, "params")
 
 
+@pytest.mark.slow
 def test_checkpoints_of_version_0_1_have_all_arrays_in_one_item(tmp_path):
     meta = {"step": 3, "kind": "toy", "config": to_json(META.config), "extra": META.extra, "progress": {}}
     with ocp.CheckpointManager(tmp_path / FOLDER, item_names=("state", "meta")) as manager:

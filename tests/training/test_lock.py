@@ -128,6 +128,7 @@ def test_the_lock_of_a_folder_is_not_that_of_its_copy(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_another_machine_is_heard_or_its_lease_ends(workdir, capsys, monkeypatch):
     holder = other(workdir, machine="elsewhere", host="elsewhere")
     write(workdir, holder)

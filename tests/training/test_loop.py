@@ -81,6 +81,7 @@ def test_resumes_bit_for_bit(straight, ended, fate):
     assert logged(workdir) == straight[1]
 
 
+@pytest.mark.slow
 def test_it_says_what_it_does(tmp_path, capsys):
     run(tmp_path, steps=4, log_every=2)
     first, second, *rest = capsys.readouterr().out.splitlines()
@@ -115,6 +116,7 @@ def test_another_model_is_refused(straight):
         train(Toy(hidden=99), FROZEN, batches, **settings)
 
 
+@pytest.mark.slow
 def test_stops_at_a_loss_that_is_not_finite(tmp_path):
     def data(start_step):
         return batches(start_step, nan_at=(9,))
@@ -137,6 +139,7 @@ def test_skips_until_there_are_too_many(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_data_that_ends(tmp_path):
     closed = []
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)

@@ -83,6 +83,7 @@ def test_nothing_stays_nothing_and_a_second_moment_does_not_become_it():
     assert list(found.values())[-1][1, 2] > 0
 
 
+@pytest.mark.slow
 @FEWER
 def test_a_second_moment_comes_down(moments):
     """To the nearest number it would not: 0.999 is nearer to 1 than to the next bfloat16, or level."""

@@ -156,6 +156,7 @@ def test_muon_scales_what_adam_moves():
     np.testing.assert_array_equal(part["dense"]["kernel"], whole["dense"]["kernel"])
 
 
+@pytest.mark.slow
 def test_adafactor_is_equation_6():
     """A kernel large enough for rows and columns, and one that keeps all its squares."""
     shapes = {"wide": (128, 160), "small": (6, 4)}

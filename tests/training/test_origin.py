@@ -266,6 +266,7 @@ def test_statistics_say_how_they_were_measured():
     assert statistics.normalisation(EmbeddingStats(mean=own, std=same)) == "whiten"
 
 
+@pytest.mark.slow
 def test_no_device_is_touched_before_the_cluster_is_known():
     """Where there are several hosts, JAX must not have looked for devices."""
     program = (

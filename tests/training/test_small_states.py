@@ -176,6 +176,7 @@ class Config:
     run: RunConfig = RunConfig(workdir="here", steps=5)
 
 
+@pytest.mark.slow
 @KINDS
 def test_checkpoints_hold_it(optimizer, moments, tmp_path):
     optim, spec = dataclasses.replace(OPTIM, optimizer=optimizer, moments=moments), MeshSpec(data=2, fsdp=4)

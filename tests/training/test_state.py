@@ -36,6 +36,7 @@ def test_moments_and_average_lie_as_their_parameter(optimizer, copies):
     assert {spec for path, spec in specs.items() if path not in split} == {P()}
 
 
+@pytest.mark.slow
 def test_values_do_not_depend_on_the_mesh():
     one = init(Toy(), OptimConfig(), make_mesh(MeshSpec(), jax.devices()[:1]), jax.random.key(3))
     eight = init(Toy(split=True), OptimConfig(), make_mesh(MeshSpec(fsdp=4)), jax.random.key(3))

@@ -167,6 +167,7 @@ class InfiniteGradient(Toy):
         return per_example + jnp.sqrt(jnp.sum(params["out"]["bias"] * 0.0)), metrics
 
 
+@pytest.mark.slow
 def test_gradient_that_is_not_finite():
     state, history = run(1, stage=InfiniteGradient())
     assert np.isfinite(history[0]["loss"]) and not np.isfinite(history[0]["grad_norm"])

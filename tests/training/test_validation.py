@@ -169,6 +169,7 @@ def straight(tmp_path_factory):
     return run(workdir), workdir
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without(straight, tmp_path):
     state, workdir = straight
     assert_trees_equal(jax.device_get(run(tmp_path, judged=None)), jax.device_get(state))
@@ -180,6 +181,7 @@ def test_training_is_the_same_with_and_without(straight, tmp_path):
     assert all("never" not in name for name in evaluated[0])
 
 
+@pytest.mark.slow
 def test_pmap_finds_the_same(straight, tmp_path):
     run(tmp_path, backend="pmap")
     (found, expected) = ([line for line in logged(path) if "loss" not in line] for path in (tmp_path, straight[1]))
@@ -225,6 +227,7 @@ def test_a_step_that_was_saved_and_not_evaluated_is_evaluated_on_the_way_on(stra
     assert evaluated == [line for line in logged(straight[1]) if "loss" not in line][1:]
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_and_read(tmp_path, monkeypatch):
     found = ({HELD_OUT: {"loss": loss}, TRAINING: {"loss": 1.0}} for loss in (3.0, 1.0, 2.0, 1.5, 4.0, 1.1))
     monkeypatch.setattr(Evaluator, "__call__", lambda *_: next(found))
@@ -234,6 +237,7 @@ def test_the_best_is_kept_and_read(tmp_path, monkeypatch):
     assert meta["step"] == 2 and load_params(tmp_path)[1]["step"] == 6
 
 
+@pytest.mark.slow
 def test_a_run_without_held_out_examples_has_no_best(tmp_path):
     run(tmp_path, steps=2, judged=None)
     with pytest.raises(UserError, match="has not been evaluated on held-out examples, so none .* --validation.share"):

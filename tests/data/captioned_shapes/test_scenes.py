@@ -130,6 +130,7 @@ def test_captions_mention_the_optional_attributes_about_half_the_time():
     assert 0.2 < np.mean([wanted.texture is not None for wanted in plain]) < 0.3
 
 
+@pytest.mark.slow
 def test_colours_are_omitted_in_training_only():
     for split, (low, high) in zip(shapes.SPLITS, ((0.30, 0.37), (0, 0), (0, 0)), strict=True):
         queries = [shapes.parse(caption) for _, caption in _examples(split, 2000)]
@@ -140,6 +141,7 @@ def test_colours_are_omitted_in_training_only():
 PLACE = "at the top|at the bottom|on the left|on the right"
 
 
+@pytest.mark.slow
 def test_places_are_said_in_training_only():
     for split, (low, high) in zip(shapes.SPLITS, ((0.46, 0.54), (0, 0), (0, 0)), strict=True):
         for two in (True, False):

@@ -38,6 +38,7 @@ def test_applies_the_exact_affine_map(schedule, prediction, variance, channel, f
     assert found.difference(expected) < TOLERANCE[prediction]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_reaches_the_data_distribution_as_steps_grow(schedule):
     table = SCHEDULES[schedule](1000)

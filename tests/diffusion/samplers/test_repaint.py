@@ -58,6 +58,7 @@ def test_mean_and_covariance_are_the_conditional_ones():
     assert covariance_error < 3 * variance * np.sqrt(2 / len(x_0))
 
 
+@pytest.mark.slow
 def test_without_going_back_both_sides_do_not_agree():
     """The mean is off by much more than sampling error: what going back is for."""
     mean_error, _ = off(draw(Resampling(times=1)))

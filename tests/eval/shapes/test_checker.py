@@ -51,6 +51,7 @@ def _found(colour: str | None, shape: str | None, x: float = 0.5, y: float = 0.5
 RED_ABOVE_BLUE = shapes.parse("a red circle above a blue square")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("resolution", "count", "least"), [(128, 300, 0.99), (64, 150, 0.97), (256, 30, 0.96)])
 def test_true_images_pass(resolution, count, least):
     scenes, queries = zip(*_examples(count), strict=True)
@@ -86,6 +87,7 @@ def test_shuffled_captions_are_at_chance():
     assert _accuracy(images, list(queries[1:] + queries[:1])) < 0.05
 
 
+@pytest.mark.slow
 def test_one_wrong_word_is_noticed():
     rng = np.random.default_rng(0)
 
