@@ -7,16 +7,46 @@
 (tensorflow/core/example/{example,feature}.proto), described to the protobuf library here.
 """
 
+import abc
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unclip_jax.core.extras import needs
+from unclip_jax.data.columns import Rows
 from unclip_jax.data.skipping import BadRecordError
 
 MOST_BYTES = 1 << 29
+LOOKED_AT = 100
+"""Records that are tried for the names of features."""
 Message = Any
 """A message of the protobuf library."""
 _KINDS = {"bytes_list": "BytesList", "float_list": "FloatList", "int64_list": "Int64List"}
+
+
+class ExampleRows(Rows):
+    """Rows that are examples, one record each; their columns are the features of the first that can be read."""
+
+    @abc.abstractmethod
+    def record(self, index: int) -> bytes:
+        """Return a record; raise BadRecordError where it cannot be read."""
+
+    @functools.cached_property
+    def _names(self) -> Sequence[str]:
+        for index in range(min(len(self), LOOKED_AT)):
+            try:
+                return sorted(parse(self.record(index)))
+            except BadRecordError:
+                continue
+        return ()
+
+    @property
+    def columns(self) -> Sequence[str]:
+        return self._names
+
+    def cells(self, index: int, names: Sequence[str]) -> Mapping[str, object]:
+        cells = parse(self.record(index))
+        return {name: cells[name] for name in names if name in cells}
 
 
 def parse(record: bytes) -> dict[str, object]:

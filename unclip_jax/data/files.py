@@ -8,7 +8,7 @@ import contextlib
 import functools
 import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from unclip_jax.core.errors import UserError
@@ -27,6 +27,11 @@ class OpenFile(NamedTuple):
 
     size: int
     read_at: Callable[[int, int], bytes]
+
+
+def called(files: Sequence[str]) -> str:
+    """Return what several files are called in a message."""
+    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1:,} more"
 
 
 def is_remote(name: str) -> bool:

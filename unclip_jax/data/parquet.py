@@ -23,7 +23,7 @@ from unclip_jax.core.errors import UserError
 from unclip_jax.core.extras import needs
 from unclip_jax.core.files import atomic_write
 from unclip_jax.data.columns import MOST_IMAGE_BYTES, Columns, Rows
-from unclip_jax.data.files import for_library, is_remote, reported
+from unclip_jax.data.files import called, for_library, is_remote, reported
 from unclip_jax.data.index_cache import index_file, load_index, save_index
 from unclip_jax.data.skipping import BadRecordError
 
@@ -77,7 +77,7 @@ class ParquetRows(Rows):
         captions: bool = True,
         cache_dir: str | Path | None = None,
     ):
-        self.where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1:,} more"
+        self.where = called(shards)
         self._shards = tuple(shards)
         heads = [_head(shard) for shard in shards]
         self._columns = heads[0].names

@@ -19,7 +19,8 @@ import numpy as np
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.typing import JsonDict
 from unclip_jax.data.captions import MOST_BYTES, NO_CAPTION, cells_of
-from unclip_jax.data.files import read_part, reported
+from unclip_jax.data.columns import MOST_IMAGE_BYTES
+from unclip_jax.data.files import called, read_part, reported
 from unclip_jax.data.filters import MEASURED, measures
 from unclip_jax.data.records import Record
 from unclip_jax.data.skipping import BadRecordError, SkippingSource, check_limits
@@ -27,7 +28,6 @@ from unclip_jax.data.tables import caption_fault
 from unclip_jax.data.tar_index import CAPTIONS, read_index
 from unclip_jax.images.transforms import image_size, read_image
 
-MOST_IMAGE_BYTES = 1 << 28
 TOGETHER = 1 << 15
 """Bytes between an image and its caption that are read with them."""
 HEADER_BYTES = 1 << 14
@@ -57,10 +57,10 @@ class TarSource(SkippingSource):
         cache_dir: str | Path | None = None,
     ):
         check_limits(max_bad_share, min_side)
-        with reported(shards[0] if len(shards) == 1 else f"{shards[0]} or another of {len(shards):,}"):
+        with reported(called(shards)):
             self._index = read_index(shards, cache_dir)
         self._min_side, self._captions = min_side, captions
-        where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1:,} more"
+        where = called(shards)
         rows = self._index.rows
         self._records = np.flatnonzero(rows["caption"]) if captions else np.arange(len(rows))
         if len(rows) and not len(self._records):

@@ -11,28 +11,25 @@ under the files' sizes and times. The CRC of a record's data is compared when th
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from unclip_jax.core.errors import UserError
 from unclip_jax.core.extras import needs
-from unclip_jax.data import examples
-from unclip_jax.data.columns import Rows
-from unclip_jax.data.files import open_file, read_part, reported
+from unclip_jax.data.examples import MOST_BYTES, ExampleRows
+from unclip_jax.data.files import called, open_file, read_part, reported
 from unclip_jax.data.index_cache import index_file, load_index, save_index
 from unclip_jax.data.skipping import BadRecordError
 
 HEADER, FOOTER = 12, 4
-LOOKED_AT = 100
-"""Records that are tried for the names of features."""
 ROW = np.dtype([("shard", "i4"), ("at", "i8"), ("size", "i8")])
 VERSION = 1
 _MASK = 0xA282EAD8
 
 
-class TFRecords(Rows):
+class TFRecords(ExampleRows):
     """The examples in TFRecord files.
 
     Attributes:
@@ -40,7 +37,7 @@ class TFRecords(Rows):
     """
 
     def __init__(self, shards: Sequence[str], cache_dir: str | Path | None = None):
-        self.where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1:,} more"
+        self.where = called(shards)
         self._shards = tuple(shards)
         file = index_file("tfrecords", VERSION, shards, cache_dir)
         if (kept := load_index(file, ROW)) is not None:
@@ -52,38 +49,19 @@ class TFRecords(Rows):
             self._rows = np.concatenate([rows for rows, _ in found])
             self.faults = {place: why for _, each in found for place, why in each.items()}
             save_index(file, self._rows, self.faults)
-        self._columns = self._first_names()
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """The names of the first example's features."""
-        return self._columns
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def cells(self, index: int, names: Sequence[str]) -> Mapping[str, object]:
-        cells = examples.parse(self._record(index))
-        return {name: cells[name] for name in names if name in cells}
 
     def place(self, index: int) -> str:
         row = self._rows[index]
         return f"{os.path.basename(self._shards[row['shard']])}, byte {row['at']}"
 
-    def _first_names(self) -> Sequence[str]:
-        """Return the names of the features of the first example that can be read."""
-        for index in range(min(len(self), LOOKED_AT)):
-            try:
-                return sorted(examples.parse(self._record(index)))
-            except BadRecordError:
-                continue
-        return ()
-
-    def _record(self, index: int) -> bytes:
+    def record(self, index: int) -> bytes:
         row = self._rows[index]
         size = int(row["size"])
-        if size > examples.MOST_BYTES:
-            raise BadRecordError(f"has {size:,} bytes, more than the limit of {examples.MOST_BYTES:,}")
+        if size > MOST_BYTES:
+            raise BadRecordError(f"has {size:,} bytes, more than the limit of {MOST_BYTES:,}")
         data = read_part(self._shards[row["shard"]], int(row["at"]), size + FOOTER)
         if len(data) < size + FOOTER:
             raise BadRecordError("the file ends in it; copy it again")
@@ -95,7 +73,7 @@ class TFRecords(Rows):
 
 def open_tfrecords(shards: Sequence[str], cache_dir: str | Path | None = None) -> TFRecords:
     """Open TFRecord files; raise UserError for what cannot be read."""
-    with reported(shards[0] if len(shards) == 1 else f"{shards[0]} or another of {len(shards):,}"):
+    with reported(called(shards)):
         return TFRecords(shards, cache_dir)
 
 
